@@ -1,0 +1,272 @@
+"""One training step of microgpt.py against the textbook: how many times faster, at equal losses.
+
+    python3 benchmarks/core.py
+    pypy3 benchmarks/core.py --textbook-python python3    the file on PyPy, the textbook on CPython
+
+Every contestant is a process of its own, with its own garbage and its own peak of memory. They
+take turns, on the same documents, from the same weights; a fixed loop is timed before each turn,
+and a turn on a slowed machine is scaled back by it. The losses must agree step by step to 1e-9,
+or the exit code is 1: a faster step that computes something else is no step at all.
+
+Expect a wide spread for the textbook. Most of its time goes to the garbage collector, which walks
+memory, and a busy machine slows that far more than the arithmetic of the fixed loop.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import textbook
+
+ROOT = Path(__file__).resolve().parent.parent
+CPYTHON = sys.implementation.name == "cpython"
+TOLERANCE = 1e-9  # the largest difference of two losses
+SIZES = {"n_embd": 16, "n_head": 4, "n_layer": 1, "block_size": 16}  # the default model
+
+
+# ---- a contestant, in its own process: a function that takes the next `count` steps -------------
+
+def textbook_steps(documents, num_steps, times_of):
+    training = textbook.Training(documents, num_steps, **SIZES)
+
+    def take(count):
+        times, losses = times_of(training, count)
+        return sum(times), losses
+    return take
+
+
+def script_steps(documents, num_steps):
+    return textbook_steps(documents, num_steps, textbook.script_step_times)
+
+
+def function_steps(documents, num_steps):
+    return textbook_steps(documents, num_steps, textbook.function_step_times)
+
+
+def file_steps(documents, num_steps):
+    """The file's own training loop, set up as its main() and run() do."""
+    microgpt = import_microgpt()
+    if CPYTHON:
+        gc.disable()
+    rng = random.Random(42)
+    documents = list(documents)
+    rng.shuffle(documents)
+    tokenizer = microgpt.CharTokenizer(documents)
+    config = microgpt.Config(vocab_size=tokenizer.vocab_size, **SIZES)
+    weights = microgpt.init_weights(config, rng)
+    losses = microgpt.train(documents, tokenizer, weights, config, num_steps)
+
+    def take(count):
+        began = time.perf_counter()
+        taken = [next(losses) for _ in range(count)]
+        return time.perf_counter() - began, taken
+    return take
+
+
+CONTESTANTS = {
+    "script": ("textbook, as a script", script_steps),
+    "function": ("textbook, in a function", function_steps),
+    "file": ("microgpt.py", file_steps),
+}
+
+
+def import_microgpt():
+    """The file, imported without leaving its folder on the path, where it would hide packages."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        import microgpt
+    finally:
+        sys.path.remove(str(ROOT))
+    return microgpt
+
+
+def calibrate():
+    """Seconds for a fixed piece of work, the best of three: how fast the machine is right now."""
+    def work():
+        began = time.perf_counter()
+        total = 0.0
+        for i in range(100_000):
+            total += i * 0.5
+        return time.perf_counter() - began
+    return min(work() for _ in range(3))
+
+
+def peak_mb():
+    """The most memory this process ever held, in MB; None where Python cannot tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024)  # bytes there, KiB elsewhere
+
+
+def serve(name, data, num_steps, warmup):
+    """Warm up, then take as many steps as each line of standard input says, and answer in JSON."""
+    # A document beyond the context is left out: the textbook cuts it, the file trains on any part.
+    documents = [doc for doc in textbook.read_documents(data) if len(doc) < SIZES["block_size"]]
+    _, steps = CONTESTANTS[name]
+    steps(documents, max(warmup, 1))(warmup)  # a run that is thrown away
+    take = steps(documents, num_steps)
+    for line in sys.stdin:
+        calibration = calibrate()
+        seconds, losses = take(int(line))
+        reply = {"calibration": calibration, "seconds": seconds, "losses": losses,
+                 "peak_mb": peak_mb()}
+        print(json.dumps(reply), flush=True)
+
+
+# ---- the referee --------------------------------------------------------------------------------
+
+class Contestant:
+    """A child process that takes steps when told to, and what its turns gave."""
+
+    def __init__(self, name, python, args, num_steps, warmup):
+        self.label, _ = CONTESTANTS[name]
+        self.turns = []
+        command = [python, __file__, "--serve", name, "--data", str(args.data),
+                   "--num-steps", str(num_steps), "--warmup", str(warmup)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        universal_newlines=True)
+
+    def take_turn(self, steps):
+        try:
+            print(steps, file=self.process.stdin, flush=True)
+            reply = self.process.stdout.readline()
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            sys.exit(f"core.py: {self.label} ended early, see above")
+        self.turns.append(json.loads(reply))
+
+    def step_ms(self):
+        """Milliseconds a step, a number a turn, each as on a machine of this run's usual speed."""
+        usual = statistics.median(turn["calibration"] for turn in self.turns)
+        return [1000 * turn["seconds"] / len(turn["losses"]) * usual / turn["calibration"]
+                for turn in self.turns]
+
+    def losses(self):
+        return [loss for turn in self.turns for loss in turn["losses"]]
+
+    def close(self):
+        self.process.communicate()
+
+
+def compete(args):
+    """Name -> Contestant, after all have taken their turns."""
+    num_steps = max(1000, 1 + args.rounds * args.steps)
+    textbook_python = args.textbook_python or sys.executable
+    contestants = {}
+    try:
+        for name in CONTESTANTS:
+            python = sys.executable if name == "file" else textbook_python
+            warmup = args.warmup if name == "file" else min(args.warmup, 200)
+            contestants[name] = Contestant(name, python, args, num_steps, warmup)
+            contestants[name].take_turn(1)  # waits until it is warm: no two ever work at once
+        for _ in range(args.rounds):
+            for contestant in contestants.values():
+                contestant.take_turn(args.steps)
+    finally:
+        for contestant in contestants.values():
+            contestant.close()
+    return contestants
+
+
+def largest_difference(contestants):
+    """(largest difference of a textbook's loss to the file's, the first step out of tolerance)."""
+    largest, first = 0.0, None
+    file_losses = contestants["file"].losses()
+    for name in ("script", "function"):
+        for step, (a, b) in enumerate(zip(contestants[name].losses(), file_losses), 1):
+            largest = max(largest, abs(a - b))
+            if not abs(a - b) <= TOLERANCE:  # note: not `>`, so that a NaN fails as well
+                first = min(first or step, step)
+    return largest, first
+
+
+def report(contestants, args):
+    """Print the table; what it says, as a dict."""
+    file_ms = contestants["file"].step_ms()[1:]
+    rows = {}
+    print(f"{'':24}{'ms/step':>9}{'spread':>17}{'file is':>9}{'spread':>15}{'peak MB':>16}")
+    for name, contestant in contestants.items():
+        ms = contestant.step_ms()[1:]  # the first turn was the waiting
+        median, ratio = statistics.median(ms), statistics.median(ms) / statistics.median(file_ms)
+        ratios = [a / b for a, b in zip(ms, file_ms)]  # the same documents in each turn
+        peaks = [turn["peak_mb"] for turn in contestant.turns]
+        peak = f"{peaks[1]:.1f} to {peaks[-1]:.1f}" if peaks[-1] else "unknown"
+        spread = f"{min(ms):.2f} to {max(ms):.2f}"
+        ratio_spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        print(f"{contestant.label:24}{median:9.2f}{spread:>17}{ratio:8.1f}x{ratio_spread:>15}"
+              f"{peak:>16}")
+        rows[name] = {"step_ms": round(median, 3), "ratio_to_file": round(ratio, 2),
+                      "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
+                      "peak_mb_first_last": [peaks[1], peaks[-1]]}
+    print(f"\nmedian of {args.rounds} turns of {args.steps} steps, and lowest to highest turn; "
+          "peak after the first and the last turn")
+    for python, names in (("file", ["file"]), ("textbook", ["script", "function"])):
+        loops = [1000 * turn["calibration"] for name in names for turn in contestants[name].turns]
+        print(f"calibration loop of the {python}'s Python: {statistics.median(loops):.2f} ms, "
+              f"{min(loops):.2f} to {max(loops):.2f}")
+    return rows
+
+
+def python_of(executable):
+    """Which Python an executable is: 'CPython 3.11.7'."""
+    code = "import platform as p; print(p.python_implementation(), p.python_version())"
+    return subprocess.check_output([executable, "-c", code], universal_newlines=True).strip()
+
+
+def whole(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, needs 1 or more")
+    return number
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", default=textbook.NAMES, type=Path, help="a text file, one document a line")
+    add("--rounds", default=7, type=whole, help="turns of each contestant (7)")
+    add("--steps", default=20, type=whole, help="training steps a turn (20)")
+    add("--warmup", default=10 if CPYTHON else 3000, type=whole,
+        help="steps before the clock starts (10 on CPython, 3000 elsewhere)")
+    add("--textbook-python", metavar="PATH", help="run the textbook in this other interpreter")
+    add("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    add("--num-steps", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(args.serve, args.data, args.num_steps, args.warmup)
+    if not args.data.is_file():
+        parser.error(f"--data {args.data}: no such file")
+
+    pythons = {"file": python_of(sys.executable),
+               "textbook": python_of(args.textbook_python or sys.executable)}
+    command = " ".join([os.path.basename(sys.executable)] + sys.argv)
+    print(f"{platform.platform()}, {os.cpu_count()} cores; the file on {pythons['file']}, "
+          f"the textbook on {pythons['textbook']}\n{command}\n")
+    contestants = compete(args)
+    rows = report(contestants, args)
+    difference, first_bad = largest_difference(contestants)
+    print(f"largest difference of two losses {difference:.1e}"
+          + (f": NOT the same run, from step {first_bad} on" if first_bad else ""))
+    print(json.dumps({"benchmark": "core", "command": command, "machine": platform.platform(),
+                      "cores": os.cpu_count(), "python": pythons, "results": rows,
+                      "largest_loss_difference": difference, "equal": not first_bad}))
+    return 1 if first_bad else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The texts that models learn from. So far: data/names.txt, the default of microgpt.py."""

@@ -1,0 +1,70 @@
+"""The tests import microgpt from this checkout."""
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import microgpt  # noqa: E402
+
+# Beside microgpt.py stand folders named like other people's packages: `import tokenizers` must not
+# find ours. So the checkout leaves the path as soon as microgpt, which knows where they are, is in.
+sys.path[:] = [path for path in sys.path if os.path.abspath(path) != str(ROOT)]
+
+REFERENCE = ROOT.parent / "shared" / "data"
+
+
+def reference(name):
+    """Returns the path of a file of reference data, or skips the test where there is none."""
+    path = REFERENCE / name
+    if not path.exists():
+        pytest.skip(f"reference data not here: {name}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The project's own golden run, on the bundled names, written by benchmarks/textbook.py."""
+    return json.loads((ROOT / "tests" / "golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def golden_short():
+    """The same over 60 steps, so that a quick test can hold its samples too."""
+    return json.loads((ROOT / "tests" / "golden-short.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def reference_golden():
+    return json.loads(reference("golden-run.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def reference_names():
+    return reference("names.txt")
+
+
+_missing = []
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and "could not import" in str(report.longrepr):
+        _missing.append(report.nodeid)
+
+
+def pytest_collectreport(report):
+    if report.skipped and "could not import" in str(report.longrepr):
+        _missing.append(report.nodeid)
+
+
+def pytest_sessionfinish(session):
+    if _missing and os.environ.get("MICROGPT_NO_MISSING_PACKAGE"):
+        session.exitstatus = 1
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _missing:
+        terminalreporter.line(f"{len(_missing)} skipped for a missing package, first: {_missing[0]}")
