@@ -85,20 +85,24 @@ class Value:
                 order.append(stack.pop())
             elif node.parents and node.mark is not walk:
                 node.mark, node.grad = walk, 0.0
-                stack += (node, None)
-                stack += [p for p in node.parents if p.parents and p.mark is not walk]
+                stack += node, None, *[p for p in node.parents if p.parents and p.mark is not walk]
         self.grad += 1.0
         for node in reversed(order):  # each grad is complete when its turn to be handed on comes
-            for parent, local_grad in zip(node.parents, node.local_grads):
-                parent.grad += local_grad * node.grad
+            grad = node.grad  # 0 behind a relu that is off: then there is nothing to hand on
+            for parent, local_grad in zip(node.parents, node.local_grads if grad else ()):
+                parent.grad += local_grad * grad
 
-def dot(a, b):
-    """Returns the inner product of two lists of Values as one node with 2n parents. A GPT is inner
-    products nearly throughout: with 2n - 1 nodes for each, seconds of training would be minutes."""
-    x, y = [value.data for value in a], [value.data for value in b]
-    if len(x) != len(y):
-        raise ValueError(f"dot needs lists of the same length, got {len(x)} and {len(y)}")
-    return Value(sum(map(operator.mul, x, y)), (*a, *b), y + x)
+def linear(x, w):
+    """Returns the inner product of x with each row of w, each as one node with 2n parents."""
+    xs, out = [value.data for value in x], []
+    for row in w:
+        ws = [value.data for value in row]
+        if len(ws) != len(xs):
+            raise ValueError(f"lists of {len(ws)} and {len(xs)}; they must be equally long")
+        out.append(Value(sum(map(operator.mul, ws, xs)), (*row, *x), xs + ws))
+    return out
+
+def dot(a, b): return linear(b, [a])[0]  # 2n - 1 nodes would turn seconds of training to minutes
 
 # ---- Model: GPT-2 with RMSNorm for LayerNorm, ReLU for GELU, and no biases -----------------------
 
@@ -116,11 +120,9 @@ def init_weights(config, rng):
     return {name: [[Value(rng.gauss(0, std)) for _ in range(n_in)] for _ in range(n_out)]
             for name, (n_out, n_in) in shapes.items()}
 
-def linear(x, w): return [dot(row, x) for row in w]
-
 def softmax(logits):
-    biggest = max(logit.data for logit in logits)  # cancels out, but exp() cannot overflow now
-    exps = [(logit - biggest).exp() for logit in logits]
+    shift = Value(-max(logit.data for logit in logits))  # cancels out, but exp() cannot overflow
+    exps = [(logit + shift).exp() for logit in logits]
     inverse = sum(exps) ** -1.0
     return [e * inverse for e in exps]
 
@@ -160,8 +162,7 @@ def mean_loss(batch, weights, config):
 # ---- Optimizer -----------------------------------------------------------------------------------
 
 class Adam:
-    """Adam (Kingma and Ba, 2015, algorithm 1): each weight by its mean gradient (m) over its usual
-    size (the root of v), so that all move at about the same pace."""
+    """Adam (Kingma and Ba, 2015): steps by the mean gradient, m, over its usual size, root of v."""
 
     def __init__(self, params, beta1=0.85, beta2=0.99, eps=1e-8):
         self.params, self.beta1, self.beta2, self.eps = params, beta1, beta2, eps
@@ -169,13 +170,14 @@ class Adam:
 
     def step(self, learning_rate):
         self.t += 1
-        m, v, beta1, beta2, eps = self.m, self.v, self.beta1, self.beta2, self.eps
-        m_scale, v_scale = 1 / (1 - beta1 ** self.t), 1 / (1 - beta2 ** self.t)  # for starting at 0
+        m, v, beta1, beta2, eps, sqrt = self.m, self.v, self.beta1, self.beta2, self.eps, math.sqrt
+        m_scale = learning_rate / (1 - beta1 ** self.t)  # m and v start at 0: this makes up for it
+        v_scale, fresh1, fresh2 = 1 / (1 - beta2 ** self.t), 1 - beta1, 1 - beta2
         for i, p in enumerate(self.params):
-            m[i] = beta1 * m[i] + (1 - beta1) * p.grad
-            v[i] = beta2 * v[i] + (1 - beta2) * p.grad * p.grad
-            p.data -= learning_rate * m_scale * m[i] / (math.sqrt(v_scale * v[i]) + eps)
-            p.grad = 0.0
+            grad, p.grad = p.grad, 0.0
+            m[i] = mean = beta1 * m[i] + fresh1 * grad
+            v[i] = square = beta2 * v[i] + fresh2 * grad * grad
+            p.data -= m_scale * mean / (sqrt(v_scale * square) + eps)
 
 # ---- Training: guess each next token, measure how wrong, nudge every weight, repeat --------------
 
@@ -201,15 +203,14 @@ def choose(logits, temperature, rng):
     biggest = max(logits)
     if temperature == 0:
         return logits.index(biggest)
-    odds = [math.exp((logit - biggest) / temperature) for logit in logits]
-    return rng.choices(range(len(odds)), odds)[0]
+    odds = (math.exp((logit - biggest) / temperature) for logit in logits)
+    return rng.choices(range(len(logits)), list(odds))[0]
 
 def sample(tokenizer, weights, config, temperature, rng):
     """Returns a new document: what follows BOS until BOS comes again, block_size tokens at most."""
     cache, token, tokens = [([], []) for _ in range(config.n_layer)], tokenizer.bos, []
     for pos in range(config.block_size):
-        logits = gpt(token, pos, cache, weights, config)
-        token = choose([logit.data for logit in logits], temperature, rng)
+        token = choose([v.data for v in gpt(token, pos, cache, weights, config)], temperature, rng)
         if token == tokenizer.bos:
             break
         tokens.append(token)
@@ -217,15 +218,13 @@ def sample(tokenizer, weights, config, temperature, rng):
 
 # ---- The command ---------------------------------------------------------------------------------
 
-# The folders beside this file are its submodules (microgpt.engine, ...), or those in _microgpt.
-_here = os.path.dirname(os.path.abspath(__file__))
+_here = os.path.dirname(os.path.abspath(__file__))  # beside it: microgpt.engine, or _microgpt
 __path__ = [p for p in (os.path.join(_here, "_microgpt"), _here) if os.path.isdir(p)][:1]
 
-FLAGS = (("n_embd", 16, "numbers a token"), ("n_head", 4, "attention heads"),
-         ("n_layer", 1, "layers"), ("block_size", 16, "tokens in view"),
-         ("num_steps", 1000, "documents to learn from"), ("learning_rate", 0.01, "falls to 0"),
-         ("num_samples", 20, "documents to write"), ("temperature", 0.5, "0: always the likeliest"),
-         ("seed", 42, "the same seed, the same run"))
+FLAGS = (("n_embd", 16, "numbers a token"), ("n_head", 4, "heads"), ("n_layer", 1, "layers"),
+         ("block_size", 16, "tokens in view"), ("num_steps", 1000, "documents to learn from"),
+         ("learning_rate", 0.01, "falls to 0"), ("temperature", 0.5, "0: always the likeliest"),
+         ("num_samples", 20, "documents to write"), ("seed", 42, "the same seed, the same run"))
 
 def make_parser():
     parser = argparse.ArgumentParser("microgpt", allow_abbrev=False)
@@ -260,17 +259,18 @@ def run(args):
         print(f"sample {i + 1:2d}: {sample(tokenizer, weights, config, args.temperature, rng)}")
     print("this model ends here; the full repository of microgpt keeps its models")
 
-def main(argv=None):
-    # note: else `import tokenizers` would find the folder beside this file, not the package
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != __path__[0]]
-    parser = make_parser()
+def main(argv=None, parser=None, run=run):
+    if parser is None and os.path.isdir(os.path.join(__path__[0], "cli")):  # the full repository
+        from microgpt.cli import main as toolkit
+        return toolkit(argv)  # which comes back here with a larger parser and run
+    parser = parser or make_parser()
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a character shows its number
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.implementation.name == "cpython":
         gc.disable()  # it looks for cycles, graphs have none: a fifth of the time for nothing
     try:
-        run(args)
+        return run(args)
     except ValueError as error:
         parser.exit(2, f"microgpt: {error}\n")
     except KeyboardInterrupt:

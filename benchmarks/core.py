@@ -3,10 +3,9 @@
     python3 benchmarks/core.py
     pypy3 benchmarks/core.py --textbook-python python3    the file on PyPy, the textbook on CPython
 
-Every contestant is a process of its own, with its own garbage and its own peak of memory. They
-take turns, on the same documents, from the same weights; a fixed loop is timed before each turn,
-and a turn on a slowed machine is scaled back by it. The losses must agree step by step to 1e-9,
-or the exit code is 1: a faster step that computes something else is no step at all.
+The contestants take turns (turns.py), on the same documents, from the same weights. The losses
+must agree step by step to 1e-9, or the exit code is 1: a faster step that computes something else
+is no step at all.
 
 Expect a wide spread for the textbook. Most of its time goes to the garbage collector, which walks
 memory, and a busy machine slows that far more than the arithmetic of the fixed loop.
@@ -15,19 +14,16 @@ memory, and a busy machine slows that far more than the arithmetic of the fixed 
 import argparse
 import gc
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import textbook
+import turns
+from turns import CPYTHON
 
-ROOT = Path(__file__).resolve().parent.parent
-CPYTHON = sys.implementation.name == "cpython"
 TOLERANCE = 1e-9  # the largest difference of two losses
 SIZES = {"n_embd": 16, "n_head": 4, "n_layer": 1, "block_size": 16}  # the default model
 
@@ -53,7 +49,7 @@ def function_steps(documents, num_steps):
 
 def file_steps(documents, num_steps):
     """The file's own training loop, set up as its main() and run() do."""
-    microgpt = import_microgpt()
+    microgpt = turns.import_microgpt()
     if CPYTHON:
         gc.disable()
     rng = random.Random(42)
@@ -78,37 +74,6 @@ CONTESTANTS = {
 }
 
 
-def import_microgpt():
-    """The file, imported without leaving its folder on the path, where it would hide packages."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        import microgpt
-    finally:
-        sys.path.remove(str(ROOT))
-    return microgpt
-
-
-def calibrate():
-    """Seconds for a fixed piece of work, the best of three: how fast the machine is right now."""
-    def work():
-        began = time.perf_counter()
-        total = 0.0
-        for i in range(100_000):
-            total += i * 0.5
-        return time.perf_counter() - began
-    return min(work() for _ in range(3))
-
-
-def peak_mb():
-    """The most memory this process ever held, in MB; None where Python cannot tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024)  # bytes there, KiB elsewhere
-
-
 def serve(name, data, num_steps, warmup):
     """Warm up, then take as many steps as each line of standard input says, and answer in JSON."""
     # A document beyond the context is left out: the textbook cuts it, the file trains on any part.
@@ -116,12 +81,11 @@ def serve(name, data, num_steps, warmup):
     _, steps = CONTESTANTS[name]
     steps(documents, max(warmup, 1))(warmup)  # a run that is thrown away
     take = steps(documents, num_steps)
-    for line in sys.stdin:
-        calibration = calibrate()
-        seconds, losses = take(int(line))
-        reply = {"calibration": calibration, "seconds": seconds, "losses": losses,
-                 "peak_mb": peak_mb()}
-        print(json.dumps(reply), flush=True)
+
+    def turn(count):
+        seconds, losses = take(count)
+        return {"seconds": seconds, "losses": losses}
+    turns.serve(turn)
 
 
 # ---- the referee --------------------------------------------------------------------------------
@@ -132,32 +96,22 @@ class Contestant:
     def __init__(self, name, python, args, num_steps, warmup):
         self.label, _ = CONTESTANTS[name]
         self.turns = []
-        command = [python, __file__, "--serve", name, "--data", str(args.data),
-                   "--num-steps", str(num_steps), "--warmup", str(warmup)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        universal_newlines=True)
+        self.child = turns.Child(python, __file__, "--serve", name, "--data", args.data,
+                                 "--num-steps", num_steps, "--warmup", warmup)
 
     def take_turn(self, steps):
-        try:
-            print(steps, file=self.process.stdin, flush=True)
-            reply = self.process.stdout.readline()
-        except BrokenPipeError:
-            reply = ""
-        if not reply:
+        answer = self.child.ask(steps)
+        if answer is None:
             sys.exit(f"core.py: {self.label} ended early, see above")
-        self.turns.append(json.loads(reply))
+        self.turns.append(answer)
 
     def step_ms(self):
         """Milliseconds a step, a number a turn, each as on a machine of this run's usual speed."""
-        usual = statistics.median(turn["calibration"] for turn in self.turns)
-        return [1000 * turn["seconds"] / len(turn["losses"]) * usual / turn["calibration"]
-                for turn in self.turns]
+        return [1000 * seconds / len(turn["losses"])
+                for turn, seconds in zip(self.turns, turns.scaled_seconds(self.turns))]
 
     def losses(self):
         return [loss for turn in self.turns for loss in turn["losses"]]
-
-    def close(self):
-        self.process.communicate()
 
 
 def compete(args):
@@ -176,7 +130,7 @@ def compete(args):
                 contestant.take_turn(args.steps)
     finally:
         for contestant in contestants.values():
-            contestant.close()
+            contestant.child.close()
     return contestants
 
 
@@ -213,31 +167,17 @@ def report(contestants, args):
     print(f"\nmedian of {args.rounds} turns of {args.steps} steps, and lowest to highest turn; "
           "peak after the first and the last turn")
     for python, names in (("file", ["file"]), ("textbook", ["script", "function"])):
-        loops = [1000 * turn["calibration"] for name in names for turn in contestants[name].turns]
-        print(f"calibration loop of the {python}'s Python: {statistics.median(loops):.2f} ms, "
-              f"{min(loops):.2f} to {max(loops):.2f}")
+        print(turns.calibration_line(python, [turn for name in names
+                                              for turn in contestants[name].turns]))
     return rows
-
-
-def python_of(executable):
-    """Which Python an executable is: 'CPython 3.11.7'."""
-    code = "import platform as p; print(p.python_implementation(), p.python_version())"
-    return subprocess.check_output([executable, "-c", code], universal_newlines=True).strip()
-
-
-def whole(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, needs 1 or more")
-    return number
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", default=textbook.NAMES, type=Path, help="a text file, one document a line")
-    add("--rounds", default=7, type=whole, help="turns of each contestant (7)")
-    add("--steps", default=20, type=whole, help="training steps a turn (20)")
+    add("--rounds", default=7, type=turns.whole, help="turns of each contestant (7)")
+    add("--steps", default=20, type=turns.whole, help="training steps a turn (20)")
     add("--warmup", default=10 if CPYTHON else 3000, type=whole,
         help="steps before the clock starts (10 on CPython, 3000 elsewhere)")
     add("--textbook-python", metavar="PATH", help="run the textbook in this other interpreter")
@@ -249,19 +189,17 @@ def main():
     if not args.data.is_file():
         parser.error(f"--data {args.data}: no such file")
 
-    pythons = {"file": python_of(sys.executable),
-               "textbook": python_of(args.textbook_python or sys.executable)}
-    command = " ".join([os.path.basename(sys.executable)] + sys.argv)
-    print(f"{platform.platform()}, {os.cpu_count()} cores; the file on {pythons['file']}, "
-          f"the textbook on {pythons['textbook']}\n{command}\n")
+    where = turns.circumstances("core", {
+        "file": turns.python_of(sys.executable),
+        "textbook": turns.python_of(args.textbook_python or sys.executable)})
+    turns.print_heading(where)
     contestants = compete(args)
     rows = report(contestants, args)
     difference, first_bad = largest_difference(contestants)
     print(f"largest difference of two losses {difference:.1e}"
           + (f": NOT the same run, from step {first_bad} on" if first_bad else ""))
-    print(json.dumps({"benchmark": "core", "command": command, "machine": platform.platform(),
-                      "cores": os.cpu_count(), "python": pythons, "results": rows,
-                      "largest_loss_difference": difference, "equal": not first_bad}))
+    print(json.dumps({**where, "results": rows, "largest_loss_difference": difference,
+                      "equal": not first_bad}))
     return 1 if first_bad else 0
 
 

@@ -303,8 +303,9 @@ def variance(values, correction=0):
     """Returns the mean squared distance from the mean; correction 1 divides by n - 1, not n."""
     values = as_values("variance", values)
     n = len(values) - correction
-    require(n > 0, "variance", f"more than {correction} Values", f"{len(values)}")
+    require(n > 0, "variance", f"more than {correction} Values", len(values))
     middle = sum(x.data for x in values) / len(values)
+    middle += sum(x.data - middle for x in values) / len(values)  # what rounding left over
     offsets = [x.data - middle for x in values]
     return Value(sum(d * d for d in offsets) / n, tuple(values), tuple(2 * d / n for d in offsets))
 

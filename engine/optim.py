@@ -223,7 +223,7 @@ class AdamW(Optimizer):
         # note: products are taken in the same order as in the file's Adam, for the same digits
         beta1, beta2, eps, sqrt = self.beta1, self.beta2, self.eps, math.sqrt
         fresh1, fresh2 = 1 - beta1, 1 - beta2
-        pace = learning_rate * (1 / (1 - beta1 ** self.t))  # the means start at 0: make up for it
+        m_scale = learning_rate / (1 - beta1 ** self.t)  # m and v start at 0: make up for it
         v_scale = 1 / (1 - beta2 ** self.t)
         keep = 1 - learning_rate * self.weight_decay
         ms, vs = self.slot("m", name, rows), self.slot("v", name, rows)
@@ -232,7 +232,7 @@ class AdamW(Optimizer):
                 gi = g[i]
                 m[i] = mi = beta1 * m[i] + fresh1 * gi
                 v[i] = vi = beta2 * v[i] + fresh2 * gi * gi
-                w[i] = keep * w[i] - pace * mi / (sqrt(v_scale * vi) + eps)
+                w[i] = keep * w[i] - m_scale * mi / (sqrt(v_scale * vi) + eps)
 
 
 class Adam(AdamW):
@@ -263,7 +263,7 @@ def orthogonalize(rows):
     """Returns a matrix with the directions of this one, and all its singular values near 1.
 
     If rows is U S V^T, each Newton-Schulz step takes every singular value s to
-    a s + b s^3 + c s^5, which brings those in (0, 1] to between about 0.7 and 1.2; U and V stay.
+    a s + b s^3 + c s^5: five bring all from 0.002 up to between 0.68 and 1.21. U, V stay.
 
     >>> [[round(x, 1) for x in row] for row in orthogonalize([[0.0, -5.0], [1.0, 0.0]])]
     [[0.0, -0.7], [0.8, 0.0]]

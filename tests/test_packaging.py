@@ -94,12 +94,12 @@ def test_the_other_tokenizers_package_stays_itself(installed, tmp_path):
     assert "Tokenizer" in dir(sys.modules["tokenizers"])
     code = "import microgpt, tokenizers; print(tokenizers.__file__)"
     assert python(code, tmp_path, PYTHONPATH=str(installed("wheel"))) == other
-    # In a checkout the script's own folder is first on the path, until main() takes it off.
-    (tmp_path / "tokenizers.py").write_text("raise ImportError('the wrong tokenizers')")
-    shutil.copy(ROOT / "microgpt.py", tmp_path)
-    code = ("import microgpt; microgpt.main(['--num-steps', '0', '--num-samples', '0']); "
+    # In a checkout the working folder is first on the path, until main() takes it off.
+    code = ("import microgpt, importlib.util as util; assert util.find_spec('engine'); "
+            "microgpt.main(['--num-steps', '0', '--num-samples', '0']); "
+            "assert util.find_spec('engine') is None; "
             "import tokenizers; print(tokenizers.__file__)")
-    assert python(code, tmp_path).splitlines()[-1] == other
+    assert python(code, ROOT).splitlines()[-1] == other
 
 
 def test_an_editable_install_imports_the_checkout(source, tmp_path):

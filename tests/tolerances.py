@@ -1,7 +1,8 @@
-"""How closely numbers must agree, all in one place: the largest error by engine.gradcheck's measure.
+"""How closely numbers must agree, all in one place: the largest error by gradcheck's measure.
 
 A tolerance looser than its neighbours has its reason beside it.
 """
+from microgpt.backends.proof import SLOPE_TOLERANCE, TOLERANCE
 from microgpt.engine.gradcheck import GRAPH_TOLERANCE, OP_TOLERANCE
 
 FLOAT64 = {
@@ -9,6 +10,8 @@ FLOAT64 = {
     "oracle": 1e-9,    # values, gradients and steps, here and in torch
     "op differences": OP_TOLERANCE,
     "graph differences": GRAPH_TOLERANCE,
+    "between backends": TOLERANCE,          # logits, loss, gradients, weights after steps
+    "model differences": SLOPE_TOLERANCE,   # the gradients of a backend and finite differences
 }
 
 BFLOAT16 = {

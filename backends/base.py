@@ -1,0 +1,103 @@
+"""The contract of a backend: an engine that holds one model, trains it and runs it.
+
+    backend = load("matrix")(config, weights, optimizer="adam")
+    loss = backend.step(batch, learning_rate=0.01)
+
+Weights, gradients and the optimizer's state are exchanged as name -> rows of floats. A batch is a
+list of token sequences, ragged allowed: lists of 2 to block_size + 1 ids, of which each predicts
+the next. The loss is the mean of -log p(target), in nats, over all targets of the batch, so a long
+sequence counts for more than a short one.
+"""
+from microgpt.engine import optim
+from microgpt.nn.bigram import bigram
+from microgpt.nn.gpt import gpt
+from microgpt.nn.weights import check_weights
+
+FORWARD = {"gpt": gpt, "bigram": bigram}
+
+
+class Backend:
+    """A model in an engine. Subclasses say how weights are held and gradients computed.
+
+    config: a GPTConfig. weights: name -> rows of floats, copied. optimizer: a name of
+    engine.optim.OPTIMIZERS, its settings after it. max_norm: gradients are clipped to it.
+    """
+
+    name = ""
+    tolerance = 1e-9  # of a gradient's error against the file's (proof.errors): float64's
+
+    def __init__(self, config, weights, optimizer="adam", max_norm=None, **settings):
+        optim.require(max_norm is None or max_norm > 0, "max_norm", max_norm, "above 0")
+        self.config = config
+        self.max_norm = max_norm
+        self.optimizer = optim.make(optimizer, **settings)
+        self.load(weights)
+
+    def describe(self):
+        """Returns, in a few words, what it computes with."""
+        return "float64 in Python"
+
+    def load(self, weights):
+        """Takes over weights, name -> rows of floats; ValueError if they are another model's."""
+        check_weights(self.config, weights)
+        self._weights = optim.copied(weights)
+
+    def weights(self):
+        """Returns a copy of the weights, name -> rows of floats."""
+        return optim.copied(self._weights)
+
+    def logits(self, batch):
+        """Returns for each sequence its T x V logits, as rows of floats; no dropout."""
+        raise NotImplementedError(f"{type(self).__name__} does not compute logits")
+
+    def loss(self, batch):
+        """Returns the loss of a batch; no dropout."""
+        raise NotImplementedError(f"{type(self).__name__} does not compute losses")
+
+    def gradients(self, batch, dropout=None):
+        """Returns (loss, gradients as name -> rows of floats); dropout: DropoutMasks, or none."""
+        raise NotImplementedError(f"{type(self).__name__} does not compute gradients")
+
+    def step(self, batch, learning_rate, dropout_seed=None):
+        """Returns the loss of a batch, after one step: forward, backward, clip, optimizer.
+
+        dropout_seed: where the config has dropout, the masks follow from its text; None: no masks.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not train")
+
+    def decoder(self):
+        """Returns a function: a token in, the logits of the next out (V floats). It remembers the
+        tokens before by their keys and values, block_size at most."""
+        raise NotImplementedError(f"{type(self).__name__} does not decode")
+
+    def optimizer_state(self):
+        """Returns what the optimizer remembers: {"step": number, slot: name -> rows}.
+
+        Ask the backend, not backend.optimizer: that is the rule, and its memory may be elsewhere.
+        """
+        return self.optimizer.state()
+
+    def load_optimizer_state(self, state):
+        self.optimizer.load_state(state)
+
+
+def check_token(config, position, token):
+    """Raises ValueError unless a decoder has room for one more token, and the token exists."""
+    if not 0 <= token < config.vocab_size:
+        raise ValueError(f"token is {token}: the vocabulary has 0 to {config.vocab_size - 1}")
+    if position >= config.block_size:
+        raise ValueError(f"the decoder has seen block_size, {config.block_size}, tokens: there is "
+                         "no position for one more")
+
+
+def check_batch(config, batch):
+    """Raises ValueError, which names the first fault, unless a model can learn from the batch."""
+    if not batch:
+        raise ValueError("the batch is empty: it takes a list of token sequences")
+    for i, tokens in enumerate(batch):
+        if not 2 <= len(tokens) <= config.block_size + 1:
+            raise ValueError(f"sequence {i} has {len(tokens)} tokens: it takes 2 to block_size + 1, "
+                             f"{config.block_size + 1}, since each predicts the next")
+        if not 0 <= min(tokens) <= max(tokens) < config.vocab_size:
+            raise ValueError(f"sequence {i} has tokens from {min(tokens)} to {max(tokens)}: the "
+                             f"vocabulary has 0 to {config.vocab_size - 1}")

@@ -1,0 +1,421 @@
+"""The torch backend: a batch of sequences on a device, PyTorch's autograd, nothing clever.
+
+The third rung after Value and Matrix. Activations are one B x T x C tensor for the whole batch:
+shorter sequences are filled up at the end, where causal attention never looks and the loss does
+not count. All of the maths of a model is in TorchOps, and the forward pass that calls it is
+nn/gpt.py's; the optimizers are engine/optim.py's, written over tensors.
+"""
+import functools
+import hashlib
+import math
+import warnings
+
+try:
+    with warnings.catch_warnings():  # torch works without NumPy, and nothing here asks for it
+        warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+        import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":  # torch is here, but lacks something: its own words say what
+        raise
+    raise ImportError("the torch backend needs PyTorch, which is not installed: pip install torch; "
+                      "--backend matrix works now") from None
+from torch.nn import functional as F
+
+from microgpt.backends.base import FORWARD, Backend, check_batch, check_token
+from microgpt.engine import optim
+from microgpt.nn.weights import check_weights, weight_shapes
+
+DTYPES = {"auto": torch.float32, "float32": torch.float32, "float64": torch.float64}
+IGNORED = -1  # the target of a filled-up place
+
+# ---- Where and how precisely ---------------------------------------------------------------------
+
+
+def devices():
+    """Returns the names of the devices that are here, the one to prefer first.
+
+    >>> devices()[-1]
+    'cpu'
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = ["cuda", *(f"cuda:{i}" for i in range(gpus))] if gpus else []
+    return found + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+
+
+def find_dtype(name):
+    """Returns the torch.dtype of a name; ValueError for one that is not in DTYPES."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}: it takes {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def find_device(name, dtype):
+    """Returns the torch.device of a name; "auto" is the first that can compute in this dtype.
+
+    ValueError for a device that is not here, or that lacks the dtype.
+    """
+    found = devices()
+    if name == "auto":
+        if dtype == torch.float64 and "mps" in found:
+            found.remove("mps")
+        return torch.device(found[0])
+    if name not in found:
+        raise ValueError(f"device is {name!r}: torch finds none here; there is {', '.join(found)}")
+    if name == "mps" and dtype == torch.float64:
+        raise ValueError("dtype is 'float64': the device mps has none; use float32, or the device "
+                         "cpu")
+    return torch.device(name)
+
+
+# ---- Ops -----------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=16)
+def causal_mask(T, dtype, device):
+    """Returns T x T, -inf where a token (row) would look at a later one (column), and else 0."""
+    return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
+
+
+class TorchOps:
+    """The ops that nn/gpt.py asks for, on B x T x C tensors, and the loss.
+
+    masks: None outside training, or a function (x, site) -> the multipliers of x, as tensors.
+    """
+
+    def __init__(self, masks=None):
+        self.masks = masks
+
+    @staticmethod
+    def embed(table, ids):
+        return F.embedding(ids, table)
+
+    @staticmethod
+    def add(x, y):
+        return x + y  # note: the T x C of the positions meet the B x T x C of the tokens here
+
+    @staticmethod
+    def linear(x, w):
+        return F.linear(x, w)
+
+    @staticmethod
+    def rmsnorm(x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
+
+    @staticmethod
+    def relu(x):
+        return torch.relu(x)
+
+    @staticmethod
+    def cross_entropy(logits, targets):
+        """Returns the mean of -log softmax(logits)[target] over the targets that count.
+
+        logits: B x T x V. targets: B x T.
+        """
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+    def attention(self, q, k, v, n_head, site):
+        mask = causal_mask(q.shape[1], q.dtype, q.device)
+        return self.attend(q, k, v, n_head, site, mask)
+
+    def attend(self, q, k, v, n_head, site, mask=0.0):
+        """Returns attention's output, B x T x C, in its explicit form.
+
+        q: B x T x C. k, v: B x S x C, the tokens that are looked at. mask: added to the scores. On
+        a CPU this is faster than torch's fused attention, whose backward is slow there.
+        """
+        # B x T x C becomes B x H x T x D, and the scores are B x H x T x S
+        q, k, v = (x.unflatten(-1, (n_head, -1)).transpose(1, 2) for x in (q, k, v))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask
+        weights = self.dropout(scores.softmax(-1), site)
+        return (weights @ v).transpose(1, 2).flatten(-2)
+
+    def dropout(self, x, site):
+        return x if self.masks is None else x * self.masks(x, site)
+
+
+class CachedOps(TorchOps):
+    """The ops for one token at a time: attention keeps the keys and values of those before."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache = {}
+
+    def attention(self, q, k, v, n_head, site):
+        if site in self.cache:
+            k, v = (torch.cat(pair, 1) for pair in zip(self.cache[site], (k, v)))
+        self.cache[site] = k, v
+        return self.attend(q, k, v, n_head, site)  # the past is all there is: nothing to mask
+
+
+# ---- Dropout: the multipliers of activations (B x T x C) and attention weights (B x H x T x T) ---
+
+
+def given_masks(masks, lengths):
+    """Returns the DropoutMasks of a batch as a function for TorchOps; what is filled up gets 0."""
+    def multipliers(x, site):
+        out = torch.zeros(x.shape, dtype=x.dtype)
+        for index, T in enumerate(lengths):
+            if x.dim() == 3:
+                rows = masks.rows(site, (index,), T, x.shape[-1])
+                out[index, :T] = torch.tensor(rows, dtype=x.dtype)
+                continue
+            for head in range(x.shape[1]):
+                rows = masks.rows(site, (index, head), T, T)
+                out[index, head, :T, :T] = torch.tensor(rows, dtype=x.dtype)
+        return out.to(x.device)
+    return multipliers
+
+
+def seed_number(seed):
+    """Returns a number below 2^64 that follows from the text of a seed, in every process the same.
+
+    >>> seed_number("42 dropout 7")
+    17417779669207694010
+    """
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "big")
+
+
+def random_masks(rate, seed, device):
+    """Returns masks drawn by torch itself, much faster, as a function for TorchOps.
+
+    They follow from the seed (anything with a text of its own), the device's kind and the order of
+    the calls. torch's global generator is left alone.
+    """
+    generator = torch.Generator(device).manual_seed(seed_number(seed))
+    keep = 1 - rate
+
+    def multipliers(x, site):
+        return torch.empty_like(x).bernoulli_(keep, generator=generator).div_(keep)
+    return multipliers
+
+
+# ---- Optimizers: the arithmetic of engine/optim.py, for all tensors of a kind at once ------------
+
+# torch._foreach_*(list, ...) does the same to each tensor of a list, with fewer calls; on a GPU it
+# is one kernel for all of them. A name that ends in _ changes the first list in place.
+
+
+def clip_gradients(grads, max_norm):
+    """Shrinks a list of tensors to a common norm of max_norm, as engine.optim.clip_gradients does.
+
+    The norm stays on the device, so that no one waits for it.
+    """
+    optim.require(max_norm > 0, "max_norm", max_norm, "above 0")
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    clipped = (norm > max_norm) & norm.isfinite()
+    torch._foreach_mul_(grads, torch.where(clipped, max_norm / norm, 1.0))
+
+
+def orthogonalize(x):
+    """Returns what engine.optim.orthogonalize does, for a stack of matrices of one shape."""
+    a, b, c = optim.NEWTON_SCHULZ
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + optim.NORM_EPS)
+    for _ in range(optim.NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class TensorOptimizer:
+    """Takes the steps of an optimizer of engine.optim, on tensors, with the same state.
+
+    rule: that optimizer, for its settings and its count of steps; its own slots stay empty, since
+    they are tensors here: slot -> name -> tensor.
+    """
+
+    def __init__(self, rule):
+        self.rule = rule
+        self.slots = {slot: {} for slot in rule.slot_names}
+
+    @torch.no_grad()
+    def step(self, weights, grads, learning_rate):
+        """Changes weights, name -> tensor, in place. grads: the same names and shapes."""
+        self.rule.t += 1
+        UPDATES[type(self.rule)](self, weights, grads, learning_rate)
+
+    def lists(self, weights, grads, *slots):
+        """Returns lists in one order: the weights, their gradients, and what each slot has."""
+        for slot in slots:
+            for name, w in weights.items():
+                if name not in self.slots[slot]:
+                    self.slots[slot][name] = torch.zeros_like(w)
+        return [[tensors[name] for name in weights]
+                for tensors in (weights, grads, *(self.slots[slot] for slot in slots))]
+
+    def sgd(self, weights, grads, learning_rate):
+        rule = self.rule
+        w, slopes = self.lists(weights, grads)
+        if rule.weight_decay:
+            slopes = torch._foreach_add(slopes, w, alpha=rule.weight_decay)
+        if rule.momentum:
+            past = self.lists(weights, grads, "momentum")[-1]
+            torch._foreach_mul_(past, rule.momentum)
+            torch._foreach_add_(past, slopes)
+            slopes = (torch._foreach_add(slopes, past, alpha=rule.momentum) if rule.nesterov
+                      else past)
+        torch._foreach_add_(w, slopes, alpha=-learning_rate)
+
+    def adamw(self, weights, grads, learning_rate):
+        rule = self.rule
+        w, g, m, v = self.lists(weights, grads, "m", "v")
+        torch._foreach_mul_(m, rule.beta1)
+        torch._foreach_add_(m, g, alpha=1 - rule.beta1)
+        torch._foreach_mul_(v, rule.beta2)
+        torch._foreach_addcmul_(v, g, g, 1 - rule.beta2)
+        sizes = torch._foreach_mul(v, 1 / (1 - rule.beta2 ** rule.t))
+        torch._foreach_sqrt_(sizes)
+        torch._foreach_add_(sizes, rule.eps)
+        if rule.weight_decay:
+            torch._foreach_mul_(w, 1 - learning_rate * rule.weight_decay)
+        torch._foreach_addcdiv_(w, m, sizes, -learning_rate / (1 - rule.beta1 ** rule.t))
+
+    def muon(self, weights, grads, learning_rate):
+        rule = self.rule
+        rest = {name: w for name, w in weights.items() if not optim.by_muon(name)}
+        self.adamw(rest, grads, learning_rate * optim.ADAMW_SHARE)
+        shapes = {}  # shape -> name -> weights, so that matrices of one shape go together
+        for name, w in weights.items():
+            if name not in rest:
+                shapes.setdefault(w.shape, {})[name] = w
+        for (rows, columns), same in shapes.items():
+            w, g, past = self.lists(same, grads, "momentum")
+            torch._foreach_lerp_(past, g, 1 - rule.momentum)
+            ahead = torch._foreach_lerp(g, past, rule.momentum)
+            directions = orthogonalize(torch.stack(ahead)).unbind()
+            if rule.weight_decay:
+                torch._foreach_mul_(w, 1 - learning_rate * rule.weight_decay)
+            pace = learning_rate * math.sqrt(max(1.0, rows / columns))
+            torch._foreach_add_(w, directions, alpha=-pace)
+
+    def state(self):
+        """Returns {"step": steps done, slot: {name: rows}}: engine.optim's form."""
+        slots = {slot: {name: tensor.tolist() for name, tensor in tensors.items()}
+                 for slot, tensors in self.slots.items()}
+        return {"step": self.rule.t, **slots}
+
+    def load_state(self, state, weights):
+        """Takes over a state; ValueError if it is another optimizer's, or of another model."""
+        slots = {slot: {name: slot_tensor(slot, name, rows, weights)
+                        for name, rows in state.get(slot, {}).items()} for slot in self.slots}
+        self.rule.load_state({key: rows if key == "step" else {} for key, rows in state.items()})
+        self.slots = slots
+
+
+def slot_tensor(slot, name, rows, weights):
+    """Returns the rows of a slot as a tensor like the weights that they stand beside."""
+    w = weights.get(name)
+    if w is None or [*map(len, rows)] != [w.shape[1]] * w.shape[0]:
+        raise ValueError(f"slot {slot} of {name} has another shape than its weights: the state is "
+                         "of another model")
+    return torch.tensor(rows, dtype=w.dtype, device=w.device)
+
+
+UPDATES = {optim.SGD: TensorOptimizer.sgd, optim.Adam: TensorOptimizer.adamw,
+           optim.AdamW: TensorOptimizer.adamw, optim.Muon: TensorOptimizer.muon}
+
+
+# ---- The backend ---------------------------------------------------------------------------------
+
+
+class TorchBackend(Backend):
+    """A model in PyTorch.
+
+    device: auto (CUDA, else MPS, else the CPU), or a name of devices(). dtype: auto (float32),
+    float32 or float64. ValueError for what is not here. `device` and `dtype` say what was taken.
+    """
+
+    name = "torch"
+
+    def __init__(self, config, weights, optimizer="adam", max_norm=None, device="auto",
+                 dtype="auto", **settings):
+        self.dtype = find_dtype(dtype)
+        self.device = find_device(device, self.dtype)
+        super().__init__(config, weights, optimizer, max_norm, **settings)
+        self._steps = TensorOptimizer(self.optimizer)
+
+    @property
+    def tolerance(self):
+        return 1e-9 if self.dtype == torch.float64 else 1e-4
+
+    def describe(self):
+        return f"{str(self.dtype).split('.')[1]} on {self.device}, torch {torch.__version__}"
+
+    def load(self, weights):
+        check_weights(self.config, weights)
+        self._weights = {
+            name: torch.tensor(weights[name], dtype=self.dtype, device=self.device,
+                               requires_grad=True) for name in weight_shapes(self.config)}
+
+    def weights(self):
+        return {name: w.tolist() for name, w in self._weights.items()}
+
+    def _forward(self, batch, masks=None):
+        """Returns (ops, logits, targets): B x T x V and B x T.
+
+        The inputs are all but each sequence's last token. What follows the end of a shorter one is
+        token 0, or its last; the targets there are IGNORED.
+        """
+        longest = max(map(len, batch))
+        filled = [[*tokens, *[IGNORED] * (longest - len(tokens))] for tokens in batch]
+        filled = torch.tensor(filled, device=self.device)
+        positions = torch.arange(longest - 1, device=self.device)
+        ops, forward = TorchOps(masks), FORWARD[self.config.model]
+        logits = forward(ops, self._weights, self.config, filled[:, :-1].clamp(min=0), positions)
+        return ops, logits, filled[:, 1:]
+
+    @torch.no_grad()
+    def logits(self, batch):
+        check_batch(self.config, batch)
+        _, logits, _ = self._forward(batch)
+        return [rows[:len(tokens) - 1].tolist() for rows, tokens in zip(logits, batch)]
+
+    def _loss(self, batch, masks=None):
+        check_batch(self.config, batch)
+        ops, logits, targets = self._forward(batch, masks)
+        return ops.cross_entropy(logits, targets)
+
+    @torch.no_grad()
+    def loss(self, batch):
+        return self._loss(batch).item()
+
+    def _gradients(self, batch, masks=None):
+        """Returns (loss, name -> gradient), as tensors."""
+        loss = self._loss(batch, masks)
+        return loss.detach(), dict(zip(self._weights, torch.autograd.grad(
+            loss, list(self._weights.values()))))
+
+    def gradients(self, batch, dropout=None):
+        masks = dropout and given_masks(dropout, [len(tokens) - 1 for tokens in batch])
+        loss, grads = self._gradients(batch, masks)
+        return loss.item(), {name: grad.tolist() for name, grad in grads.items()}
+
+    def step(self, batch, learning_rate, dropout_seed=None):
+        masks = None
+        if self.config.dropout and dropout_seed is not None:
+            masks = random_masks(self.config.dropout, dropout_seed, self.device)
+        loss, grads = self._gradients(batch, masks)
+        if self.max_norm is not None:
+            clip_gradients(list(grads.values()), self.max_norm)
+        self._steps.step(self._weights, grads, learning_rate)
+        return loss.item()
+
+    def decoder(self):
+        ops, forward, position = CachedOps(), FORWARD[self.config.model], 0
+
+        @torch.no_grad()
+        def decode(token):
+            nonlocal position
+            check_token(self.config, position, token)
+            token, place = torch.tensor([[token], [position]], device=self.device)
+            logits = forward(ops, self._weights, self.config, token[None], place)
+            position += 1
+            return logits[0, 0].tolist()
+        return decode
+
+    def optimizer_state(self):
+        return self._steps.state()
+
+    def load_optimizer_state(self, state):
+        self._steps.load_state(state, self._weights)

@@ -1,0 +1,30 @@
+"""The command: python3 microgpt.py [COMMAND] [flags].
+
+    train       train, then sample (the default: flags without a command mean this)
+    backends    a short proof on every backend that is installed
+    gradcheck   the proof, weight by weight, for a model of your own
+
+Each command is a module with `make_parser()` and `run(args)`; microgpt.main() runs them, so that
+mistakes, Ctrl-C and closed pipes end the same everywhere.
+"""
+import importlib
+import os
+import sys
+
+import microgpt
+
+COMMANDS = ("train", "backends", "gradcheck")
+
+
+def main(argv=None):
+    """Runs a command and returns its exit code."""
+    # note: in a checkout, else `import tokenizers` would find the folder there, not the package
+    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != microgpt.__path__[0]]
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else "train"
+    if name not in COMMANDS:
+        sys.stderr.write(f"microgpt: there is no command {name!r}; there are {', '.join(COMMANDS)}, "
+                         "and flags alone train\n")
+        return 2
+    command = importlib.import_module(f"microgpt.cli.{name}")
+    return microgpt.main(argv, command.make_parser(), command.run)

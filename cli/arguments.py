@@ -1,0 +1,100 @@
+"""The flags that several commands share, each named after its config field."""
+import argparse
+import math
+
+import microgpt
+from microgpt.nn.config import DEFAULTS, MODELS
+
+BACKENDS = ("scalar", "matrix", "torch")
+OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
+PURE_PYTHON_BATCH, TORCH_BATCH = 1, 64
+
+
+def ranged(kind, lowest, below=float("inf")):
+    """Returns a parser of numbers from lowest up to, not including, below."""
+    what = "a whole number" if kind is int else "a number"
+    limit = f", below {below:g}" if below < float("inf") else ""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not lowest <= value < below:
+            raise argparse.ArgumentTypeError(f"got {text!r}, takes {what}, {lowest} or more{limit}")
+        return value
+    return parse
+
+
+def check_ranges(args):
+    """Raises ValueError for a number that is too small for a flag of the file's own parser."""
+    for name, _, _ in microgpt.FLAGS:
+        lowest, value = int(name in microgpt.Config._fields), getattr(args, name)
+        if value is not None and not lowest <= value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it takes {lowest} or more")
+
+
+def finish(parser):
+    """Returns the parser, which now answers a mistake with one line and exit code 2."""
+    hint = f"`{parser.prog} --help` lists the flags"
+    parser.error = lambda message: parser.exit(2, f"microgpt: {message}; {hint}\n")
+    return parser
+
+
+def add_model_flags(parser, sizes=False):
+    """Adds the options of a model; with `sizes` its sizes too, which the file's parser has."""
+    group = parser.add_argument_group("model")
+    if sizes:
+        for name, default, text in microgpt.FLAGS:
+            if name in microgpt.Config._fields:
+                group.add_argument("--" + name.replace("_", "-"), type=ranged(int, 1), metavar="N",
+                                   default=default, help=f"{text} (default: {default})")
+    group.add_argument("--model", choices=MODELS, default="gpt",
+                       help="gpt, or bigram, the table of pairs that it has to beat (default: gpt)")
+    group.add_argument("--dropout", type=ranged(float, 0, 1), default=0.0, metavar="SHARE",
+                       help="share of activations zeroed while training (default: 0)")
+    group.add_argument("--init-std", type=ranged(float, 1e-12), metavar="STD",
+                       help="of the weights at the start (default: 0.32 / sqrt(n_embd))")
+
+
+def add_device_flags(group):
+    group.add_argument("--device", metavar="NAME",
+                       help="torch: auto, cpu, cuda, cuda:1, mps (default: auto)")
+    group.add_argument("--dtype", metavar="NAME",
+                       help="torch: auto, float32, float64 (default: auto)")
+
+
+def add_backend_flags(parser):
+    group = parser.add_argument_group("engine")
+    group.add_argument("--backend", choices=BACKENDS, help="scalar is microgpt.py itself, matrix "
+                       "plain Python, faster, torch PyTorch (default: torch with --device or "
+                       "--dtype, else scalar)")
+    add_device_flags(group)
+    group.add_argument("--batch-size", type=ranged(int, 1), metavar="N", help="documents a step "
+                       f"(default: {PURE_PYTHON_BATCH} in plain Python, {TORCH_BATCH} with torch)")
+
+
+def add_optimizer_flags(parser):
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam",
+                       help="the rule for steps (default: adam, the file's)")
+    group.add_argument("--weight-decay", type=ranged(float, 0), metavar="SHARE",
+                       help="of the weights, times the learning rate, lost a step (not adam)")
+    group.add_argument("--grad-clip", type=ranged(float, 1e-12), metavar="NORM",
+                       help="longest gradient of all weights together (default: no limit)")
+
+
+def model_settings(args):
+    """Returns the settings of GPTConfig that are flags, without vocab_size."""
+    names = (*(name for name in microgpt.Config._fields if name in DEFAULTS),
+             "model", "dropout", "init_std")
+    return {name: getattr(args, name) for name in names}
+
+
+def chosen_backend(args):
+    """Returns the name of the backend: what --backend says, or what the other flags imply."""
+    implied = "torch" if args.device or args.dtype else "scalar"
+    name = args.backend or implied
+    if name != "torch" and implied == "torch":
+        raise ValueError(f"--device and --dtype are torch's; --backend {name} has none")
+    return name

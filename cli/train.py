@@ -1,0 +1,91 @@
+"""python3 microgpt.py [train]: learn from a text, then write more of its kind."""
+import random
+import sys
+import time
+
+import microgpt
+from microgpt import backends
+from microgpt.cli import arguments
+from microgpt.corpus.batches import document_batch
+from microgpt.nn import GPTConfig, count_parameters, init_weights
+from microgpt.nn.sampling import sample
+from microgpt.training.trainer import train
+
+# The rates that these optimizers are at home with; the file's own default is adam's.
+LEARNING_RATES = {"adam": 0.01, "adamw": 0.003, "muon": 0.02, "sgd": 0.1}
+
+
+def make_parser():
+    """Returns the file's parser, with the flags that need the repository."""
+    parser = microgpt.make_parser()
+    parser.prog = "python3 microgpt.py"
+    parser.description = "Train a small GPT on text, then let it write."
+    parser.set_defaults(learning_rate=None)
+    arguments.add_backend_flags(parser)
+    arguments.add_model_flags(parser)
+    arguments.add_optimizer_flags(parser)
+    return arguments.finish(parser)
+
+
+def make_backend(args, config, weights):
+    """Returns the backend that the flags ask for, with the model in it."""
+    settings = {}
+    if args.weight_decay is not None:
+        settings["weight_decay"] = args.weight_decay
+    name = arguments.chosen_backend(args)
+    if name == "torch":
+        settings.update(device=args.device or "auto", dtype=args.dtype or "auto")
+    return backends.load(name)(config, weights, optimizer=args.optimizer,
+                               max_norm=args.grad_clip, **settings)
+
+
+class Progress:
+    """The line of a step: rewritten on a terminal, with the time left; else a line each."""
+
+    def __init__(self, num_steps):
+        self.num_steps, self.start, self.live = num_steps, time.monotonic(), sys.stdout.isatty()
+        self.shown = 0.0
+
+    def show(self, step, loss):
+        line, now, last = f"step {step:4d} / {self.num_steps:4d} | loss {loss:.4f}", "", "\n"
+        if self.live and step < self.num_steps:
+            if time.monotonic() - self.shown < 0.05:  # a terminal is slow, and nobody reads faster
+                return
+            self.shown = time.monotonic()
+            left = (self.shown - self.start) / step * (self.num_steps - step)
+            now, last = f" | {left:.0f} s left ", "\r"
+        elif self.live:
+            now = " " * 12
+        print(line + now, end=last, flush=True)
+
+
+def run(args):
+    """Trains and samples; ValueError says which flag is wrong."""
+    arguments.check_ranges(args)
+    name = arguments.chosen_backend(args)
+    batch_size = args.batch_size or (
+        arguments.TORCH_BATCH if name == "torch" else arguments.PURE_PYTHON_BATCH)
+    rate = LEARNING_RATES[args.optimizer] if args.learning_rate is None else args.learning_rate
+    GPTConfig(2, **arguments.model_settings(args))  # a mistake in the flags, before any reading
+
+    docs, source = microgpt.load_docs(args.data)
+    rng = random.Random(args.seed)
+    rng.shuffle(docs)
+    tokenizer = microgpt.CharTokenizer(docs)
+    config = GPTConfig(tokenizer.vocab_size, **arguments.model_settings(args))
+    backend = make_backend(args, config, init_weights(config, rng))
+    print(f"num docs: {len(docs)} ({source})\nvocab size: {config.vocab_size}")
+    print(f"num params: {count_parameters(config)}")
+
+    bos = tokenizer.bos
+    documents = [[bos, *tokenizer.encode(doc), bos] for doc in docs]
+
+    def batch_of(step):
+        return document_batch(documents, step, batch_size, config.block_size, args.seed)
+    steps = train(backend, batch_of, args.num_steps, rate, args.seed)
+    progress = Progress(args.num_steps)
+    for step, loss in enumerate(steps, 1):
+        progress.show(step, loss)
+    for i in range(args.num_samples):
+        text = sample(backend.decoder(), tokenizer, config.block_size, args.temperature, rng)
+        print(f"sample {i + 1:2d}: {text}", flush=True)
