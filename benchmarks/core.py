@@ -166,7 +166,7 @@ def report(contestants, args):
                       "peak_mb_first_last": [peaks[1], peaks[-1]]}
     print(f"\nmedian of {args.rounds} turns of {args.steps} steps, and lowest to highest turn; "
           "peak after the first and the last turn")
-    for python, names in (("file", ["file"]), ("textbook", ["script", "function"])):
+    for python, names in (("file's", ["file"]), ("textbook's", ["script", "function"])):
         print(turns.calibration_line(python, [turn for name in names
                                               for turn in contestants[name].turns]))
     return rows
@@ -178,7 +178,7 @@ def main():
     add("--data", default=textbook.NAMES, type=Path, help="a text file, one document a line")
     add("--rounds", default=7, type=turns.whole, help="turns of each contestant (7)")
     add("--steps", default=20, type=turns.whole, help="training steps a turn (20)")
-    add("--warmup", default=10 if CPYTHON else 3000, type=whole,
+    add("--warmup", default=10 if CPYTHON else 3000, type=turns.whole,
         help="steps before the clock starts (10 on CPython, 3000 elsewhere)")
     add("--textbook-python", metavar="PATH", help="run the textbook in this other interpreter")
     add("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)

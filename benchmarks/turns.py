@@ -110,10 +110,10 @@ def scaled_seconds(turns):
     return [turn["seconds"] * usual / turn["calibration"] for turn in turns]
 
 
-def calibration_line(python, turns):
-    """What the fixed loop took before these turns, as a sentence."""
+def calibration_line(whose, turns):
+    """What the fixed loop took before these turns, as a sentence; whose: "textbook's"."""
     loops = [1000 * turn["calibration"] for turn in turns]
-    return (f"calibration loop of the {python}'s Python: {statistics.median(loops):.2f} ms, "
+    return (f"calibration loop of the {whose} Python: {statistics.median(loops):.2f} ms, "
             f"{min(loops):.2f} to {max(loops):.2f}")
 
 

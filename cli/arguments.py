@@ -6,7 +6,8 @@ import microgpt
 from microgpt.nn.config import DEFAULTS, MODELS
 
 BACKENDS = ("scalar", "matrix", "torch")
-OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
+# The optimizers, each with the learning rate that it is at home with.
+LEARNING_RATES = {"adam": DEFAULTS["learning_rate"], "adamw": 0.003, "muon": 0.02, "sgd": 0.1}
 PURE_PYTHON_BATCH, TORCH_BATCH = 1, 64
 
 
@@ -75,9 +76,13 @@ def add_backend_flags(parser):
 
 
 def add_optimizer_flags(parser):
+    parser.conflict_handler = "resolve"  # the file's --learning-rate knows adam alone
     group = parser.add_argument_group("optimizer")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam",
+    group.add_argument("--optimizer", choices=LEARNING_RATES, default="adam",
                        help="the rule for steps (default: adam, the file's)")
+    rates = ", ".join(f"{rate} with {name}" for name, rate in LEARNING_RATES.items())
+    group.add_argument("--learning-rate", type=float, metavar="N",
+                       help=f"of the first step; it falls to 0 (default: {rates})")
     group.add_argument("--weight-decay", type=ranged(float, 0), metavar="SHARE",
                        help="of the weights, times the learning rate, lost a step (not adam)")
     group.add_argument("--grad-clip", type=ranged(float, 1e-12), metavar="NORM",

@@ -11,16 +11,12 @@ from microgpt.nn import GPTConfig, count_parameters, init_weights
 from microgpt.nn.sampling import sample
 from microgpt.training.trainer import train
 
-# The rates that these optimizers are at home with; the file's own default is adam's.
-LEARNING_RATES = {"adam": 0.01, "adamw": 0.003, "muon": 0.02, "sgd": 0.1}
-
 
 def make_parser():
     """Returns the file's parser, with the flags that need the repository."""
     parser = microgpt.make_parser()
     parser.prog = "python3 microgpt.py"
     parser.description = "Train a small GPT on text, then let it write."
-    parser.set_defaults(learning_rate=None)
     arguments.add_backend_flags(parser)
     arguments.add_model_flags(parser)
     arguments.add_optimizer_flags(parser)
@@ -65,7 +61,9 @@ def run(args):
     name = arguments.chosen_backend(args)
     batch_size = args.batch_size or (
         arguments.TORCH_BATCH if name == "torch" else arguments.PURE_PYTHON_BATCH)
-    rate = LEARNING_RATES[args.optimizer] if args.learning_rate is None else args.learning_rate
+    rate = args.learning_rate
+    if rate is None:
+        rate = arguments.LEARNING_RATES[args.optimizer]
     GPTConfig(2, **arguments.model_settings(args))  # a mistake in the flags, before any reading
 
     docs, source = microgpt.load_docs(args.data)

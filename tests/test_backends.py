@@ -562,6 +562,17 @@ def test_a_decoder_has_block_size_positions(name, model):
 
 
 @each_backend
+@pytest.mark.parametrize("token", [-1, 7])
+def test_a_decoder_takes_tokens_of_the_vocabulary(name, token):
+    decode = make(name, EXAMPLE.config, EXAMPLE.weights).decoder()
+    first = decode(1)
+    with pytest.raises(ValueError, match=f"token is {token}: the vocabulary has 0 to 6"):
+        decode(token)
+    again = make(name, EXAMPLE.config, EXAMPLE.weights).decoder()
+    assert again(1) == first and again(2) == decode(2)  # what was refused left no trace
+
+
+@each_backend
 @given(case=cases(configs(block_size=st.integers(3, 16), n_embd=st.integers(4, 16))),
        data=st.data())
 @few
