@@ -28,6 +28,8 @@ def load(name):
     try:
         return getattr(importlib.import_module(module), cls)
     except ImportError as error:
+        if error.name:  # not our own word for what is missing, but something broken
+            raise
         raise NotInstalled(str(error)) from None
 
 

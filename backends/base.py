@@ -11,7 +11,7 @@ sequence counts for more than a short one.
 from microgpt.engine import optim
 from microgpt.nn.bigram import bigram
 from microgpt.nn.gpt import gpt
-from microgpt.nn.weights import check_weights
+from microgpt.nn.weights import check_weights, weight_shapes
 
 FORWARD = {"gpt": gpt, "bigram": bigram}
 
@@ -67,7 +67,7 @@ class Backend:
 
     def decoder(self):
         """Returns a function: a token in, the logits of the next out (V floats). It remembers the
-        tokens before by their keys and values, block_size at most."""
+        tokens before by their keys and values, block_size at most; make a new one after a step."""
         raise NotImplementedError(f"{type(self).__name__} does not decode")
 
     def optimizer_state(self):
@@ -78,7 +78,23 @@ class Backend:
         return self.optimizer.state()
 
     def load_optimizer_state(self, state):
+        """Takes over what optimizer_state() gave, here or on another backend.
+
+        ValueError, and nothing changed, if it is another optimizer's, or of another model.
+        """
+        check_state(self.config, state)
         self.optimizer.load_state(state)
+
+
+def check_state(config, state):
+    """Raises ValueError unless what an optimizer remembers stands beside this model's weights."""
+    shapes = weight_shapes(config)
+    for slot, tensors in state.items():
+        for name, rows in {} if slot == "step" else tensors.items():
+            count, width = shapes.get(name, (0, 0))
+            if [*map(len, rows)] != [width] * count:
+                raise ValueError(f"slot {slot} of {name} has another shape than its weights: the "
+                                 "state is of another model")
 
 
 def check_token(config, position, token):

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
                       "--backend matrix works now") from None
 from torch.nn import functional as F
 
-from microgpt.backends.base import FORWARD, Backend, check_batch, check_token
+from microgpt.backends.base import FORWARD, Backend, check_batch, check_state, check_token
 from microgpt.engine import optim
 from microgpt.nn.weights import check_weights, weight_shapes
 
@@ -296,20 +296,11 @@ class TensorOptimizer:
         return {"step": self.rule.t, **slots}
 
     def load_state(self, state, weights):
-        """Takes over a state; ValueError if it is another optimizer's, or of another model."""
-        slots = {slot: {name: slot_tensor(slot, name, rows, weights)
-                        for name, rows in state.get(slot, {}).items()} for slot in self.slots}
+        """Takes over a state that fits the weights; ValueError if it is another optimizer's."""
         self.rule.load_state({key: rows if key == "step" else {} for key, rows in state.items()})
-        self.slots = slots
-
-
-def slot_tensor(slot, name, rows, weights):
-    """Returns the rows of a slot as a tensor like the weights that they stand beside."""
-    w = weights.get(name)
-    if w is None or [*map(len, rows)] != [w.shape[1]] * w.shape[0]:
-        raise ValueError(f"slot {slot} of {name} has another shape than its weights: the state is "
-                         "of another model")
-    return torch.tensor(rows, dtype=w.dtype, device=w.device)
+        self.slots = {slot: {name: torch.tensor(rows, dtype=weights[name].dtype,
+                                                device=weights[name].device)
+                             for name, rows in state[slot].items()} for slot in self.slots}
 
 
 UPDATES = {optim.SGD: TensorOptimizer.sgd, optim.Adam: TensorOptimizer.adamw,
@@ -418,4 +409,5 @@ class TorchBackend(Backend):
         return self._steps.state()
 
     def load_optimizer_state(self, state):
+        check_state(self.config, state)
         self._steps.load_state(state, self._weights)

@@ -130,7 +130,7 @@ class ScalarBackend(Backend):
         return mapped(lambda value: next(numbers), self._values)
 
     def load_optimizer_state(self, state):
-        self.optimizer.load_state(state)  # which checks it
+        super().load_optimizer_state(state)
         if self._adam is not None:
             self._adam.t = state["step"]
             for slot in ("m", "v"):  # empty before the first step

@@ -35,14 +35,14 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "n_embd", "n_head", "n_layer", "block_size"):
             size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
+            if type(size) is not int or size < 1:
                 raise ValueError(f"{name} is {size!r}: it takes a whole number, 1 or more")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd, {self.n_embd}, is not a multiple of n_head, {self.n_head}: "
                              "the heads share it equally")
         if self.model not in MODELS:
             raise ValueError(f"model is {self.model!r}: it takes {' or '.join(MODELS)}")
-        if not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}: it takes a share, 0 or more, below 1")
         if self.init_std is not None and not 0 < self.init_std < math.inf:
             raise ValueError(f"init_std is {self.init_std!r}: it takes a number above 0")
