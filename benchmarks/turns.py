@@ -100,7 +100,7 @@ class Child:
         return self.hear()
 
     def close(self):
-        self.process.kill()  # not end of input: to give back a textbook's graph takes half a minute
+        self.process.kill()  # to give back a textbook's graph in good order can take a minute
         self.process.communicate()
 
 
