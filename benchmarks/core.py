@@ -176,8 +176,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", default=textbook.NAMES, type=Path, help="a text file, one document a line")
-    add("--rounds", default=7, type=turns.whole, help="turns of each contestant (7)")
-    add("--steps", default=20, type=turns.whole, help="training steps a turn (20)")
+    add("--rounds", default=5, type=turns.whole, help="turns of each contestant (5)")
+    add("--steps", default=40, type=turns.whole, help="training steps a turn (40)")
     add("--warmup", default=10 if CPYTHON else 3000, type=turns.whole,
         help="steps before the clock starts (10 on CPython, 3000 elsewhere)")
     add("--textbook-python", metavar="PATH", help="run the textbook in this other interpreter")
