@@ -20,3 +20,30 @@ def document_batch(documents, step, batch_size, block_size, seed):
             tokens = tokens[start:start + block_size + 1]
         batch.append(tokens)
     return batch
+
+
+def window_starts(length, step, batch_size, block_size, seed):
+    """Returns where the windows of a step begin in a stream of `length` tokens.
+
+    Each of the windows, of block_size + 1 tokens, lies within the stream; each place is as likely.
+    """
+    check_stream(length, block_size)
+    rng = random.Random(f"{seed} {step}")
+    return [rng.randrange(length - block_size) for _ in range(batch_size)]
+
+
+def stream_batch(tokens, step, batch_size, block_size, seed):
+    """Returns the batch of a step: windows of a stream, lists of block_size + 1 tokens.
+
+    tokens: a list, an array or TokenFile. ValueError for a stream shorter than a window.
+    """
+    return [list(tokens[start:start + block_size + 1])
+            for start in window_starts(len(tokens), step, batch_size, block_size, seed)]
+
+
+def check_stream(length, block_size):
+    """Raises ValueError for a stream that is shorter than one window."""
+    if length < block_size + 1:
+        fits = (f"a --block-size of {length - 1} or less, or " if length > 1 else "")
+        raise ValueError(f"the text to learn from has {length} tokens, and --block-size "
+                         f"{block_size} needs {block_size + 1}; give {fits}more text")
