@@ -3,6 +3,7 @@
     train       train, then sample (the default: flags without a command mean this)
     backends    a short proof on every backend that is installed
     gradcheck   the proof, weight by weight, for a model of your own
+    tokenize    how a text is cut into tokens
 
 Each command is a module with `make_parser()` and `run(args)`; microgpt.main() runs them, so that
 mistakes, Ctrl-C and closed pipes end the same everywhere.
@@ -13,7 +14,7 @@ import sys
 
 import microgpt
 
-COMMANDS = ("train", "backends", "gradcheck")
+COMMANDS = ("train", "backends", "gradcheck", "tokenize")
 
 
 def main(argv=None):
@@ -23,8 +24,8 @@ def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv.pop(0) if argv and not argv[0].startswith("-") else "train"
     if name not in COMMANDS:
-        sys.stderr.write(f"microgpt: there is no command {name!r}; there are {', '.join(COMMANDS)}, "
-                         "and flags alone train\n")
+        sys.stderr.write(f"microgpt: there is no command {name!r}; there are "
+                         f"{', '.join(COMMANDS)}, and flags alone train\n")
         return 2
     command = importlib.import_module(f"microgpt.cli.{name}")
     return microgpt.main(argv, command.make_parser(), command.run)

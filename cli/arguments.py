@@ -3,12 +3,17 @@ import argparse
 import math
 
 import microgpt
+from microgpt import tokenizers
+from microgpt.corpus.documents import MODES
+from microgpt.corpus.html import EXTRACTORS
+from microgpt.corpus.sources import KNOWN
 from microgpt.nn.config import DEFAULTS, MODELS
 
 BACKENDS = ("scalar", "matrix", "torch")
 # The optimizers, each with the learning rate that it is at home with.
 LEARNING_RATES = {"adam": DEFAULTS["learning_rate"], "adamw": 0.003, "muon": 0.02, "sgd": 0.1}
 PURE_PYTHON_BATCH, TORCH_BATCH = 1, 64
+BPE_MERGES = 500
 
 
 def ranged(kind, lowest, below=float("inf")):
@@ -87,6 +92,65 @@ def add_optimizer_flags(parser):
                        help="of the weights, times the learning rate, lost a step (not adam)")
     group.add_argument("--grad-clip", type=ranged(float, 1e-12), metavar="NORM",
                        help="longest gradient of all weights together (default: no limit)")
+
+
+def add_data_flags(parser, many=True):
+    """Adds what is learned from; the file's own --data takes one file of lines.
+
+    many: whether a flag takes all that follows it; else, before a text to cut, it is repeated.
+    """
+    parser.conflict_handler = "resolve"
+    several = {"nargs": "+", "action": "extend"} if many else {"action": "append"}
+    group = parser.add_argument_group("text")
+    group.add_argument("--data", **several, metavar="WHAT",
+                       help="files, folders, globs, URLs, or names of known texts: "
+                       f"{', '.join(KNOWN)} (default: input.txt if it is there, else names)")
+    group.add_argument("--urls", **several, metavar="URL", help="web pages")
+    group.add_argument("--url-file", metavar="FILE", help="a file with a URL a line, # comments")
+    group.add_argument("--no-cache", action="store_true",
+                       help="fetch, and learn merges, anew, whatever an earlier run has kept")
+    group.add_argument("--encoding", metavar="NAME", help="of all texts (default: found out)")
+    group.add_argument("--extract", choices=EXTRACTORS, default="builtin",
+                       help="how a web page becomes text: built in, or library, which is the "
+                       "package trafilatura (default: builtin)")
+    group.add_argument("--documents", choices=MODES, default="auto",
+                       help="what a document is: a line, a paragraph, or all one stream (default: "
+                       "auto, which looks at the text and says what it chose)")
+    group.add_argument("--dedupe", action="store_true", help="leave out documents seen before")
+
+
+def add_tokenizer_flags(parser, more_kinds=()):
+    """Adds --tokenizer, with the kinds of more_kinds besides, and what the kinds can be told."""
+    parser.conflict_handler = "resolve"  # the file's --tokenizer knows char alone
+    group = parser.add_argument_group("tokenizer")
+    group.add_argument("--tokenizer", choices=[*tokenizers.KINDS, *more_kinds], default="char",
+                       help="a token a character, a word, or what bpe (byte-pair encoding) finds "
+                       "between; pretrained: a vocabulary of the package tiktoken (default: char)")
+    group.add_argument("--bpe-merges", type=ranged(int, 0), metavar="N",
+                       help=f"tokens that bpe learns beside 256 bytes (default: {BPE_MERGES})")
+    group.add_argument("--word-min-count", type=ranged(int, 1), metavar="N",
+                       help="rarer words become one unknown token (default: 1, none)")
+    group.add_argument("--vocabulary", choices=tokenizers.ENCODINGS, metavar="NAME",
+                       help=f"of pretrained: {', '.join(tokenizers.ENCODINGS)} (default: gpt2)")
+
+
+# A kind of tokenizer -> its flag, what tokenizers.learn calls it, and what it is where not given.
+TOKENIZER_FLAGS = {"word": ("word_min_count", "min_count", 1),
+                   "bpe": ("bpe_merges", "merges", BPE_MERGES),
+                   "pretrained": ("vocabulary", "vocabulary", "gpt2")}
+
+
+def tokenizer_settings(args, kind):
+    """Returns the settings of tokenizers.learn for a kind; ValueError for another kind's flag."""
+    for owner, (flag, _, _) in TOKENIZER_FLAGS.items():
+        if getattr(args, flag) is not None and args.tokenizer not in (owner, "all"):
+            raise ValueError(f"--{flag.replace('_', '-')} is for --tokenizer {owner}; this is "
+                             f"--tokenizer {args.tokenizer}")
+    if kind not in TOKENIZER_FLAGS:
+        return {}
+    flag, name, default = TOKENIZER_FLAGS[kind]
+    value = getattr(args, flag)
+    return {name: default if value is None else value}
 
 
 def model_settings(args):

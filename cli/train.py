@@ -5,10 +5,11 @@ import time
 
 import microgpt
 from microgpt import backends
-from microgpt.cli import arguments
-from microgpt.corpus.batches import document_batch
+from microgpt.cli import arguments, learning, texts
+from microgpt.corpus.load import load
 from microgpt.nn import GPTConfig, count_parameters, init_weights
 from microgpt.nn.sampling import sample
+from microgpt.training.evaluation import evaluate
 from microgpt.training.trainer import train
 
 
@@ -17,6 +18,11 @@ def make_parser():
     parser = microgpt.make_parser()
     parser.prog = "python3 microgpt.py"
     parser.description = "Train a small GPT on text, then let it write."
+    arguments.add_data_flags(parser)
+    parser.add_argument("--val-fraction", type=arguments.ranged(float, 0, 1), metavar="SHARE",
+                        help="of the text, held out to test the model on (default: "
+                        f"{texts.HELD_OUT}, or 0 for a text below {texts.ENOUGH} bytes)")
+    arguments.add_tokenizer_flags(parser)
     arguments.add_backend_flags(parser)
     arguments.add_model_flags(parser)
     arguments.add_optimizer_flags(parser)
@@ -65,25 +71,43 @@ def run(args):
     if rate is None:
         rate = arguments.LEARNING_RATES[args.optimizer]
     GPTConfig(2, **arguments.model_settings(args))  # a mistake in the flags, before any reading
+    arguments.tokenizer_settings(args, args.tokenizer)
 
-    docs, source = microgpt.load_docs(args.data)
+    gathered = texts.gather_texts(args)
     rng = random.Random(args.seed)
-    rng.shuffle(docs)
-    tokenizer = microgpt.CharTokenizer(docs)
+    data = load(gathered, lambda docs: learning.learn_tokenizer(args, args.tokenizer, docs), rng,
+                mode=args.documents, val_fraction=texts.held_out_fraction(args, gathered),
+                dedupe=args.dedupe, progress=texts.encoding_progress)
+    texts.show_progress("")
+    tokenizer = data.tokenizer
     config = GPTConfig(tokenizer.vocab_size, **arguments.model_settings(args))
+    data.check(config.block_size)
     backend = make_backend(args, config, init_weights(config, rng))
-    print(f"num docs: {len(docs)} ({source})\nvocab size: {config.vocab_size}")
-    print(f"num params: {count_parameters(config)}")
-
-    bos = tokenizer.bos
-    documents = [[bos, *tokenizer.encode(doc), bos] for doc in docs]
+    describe(args, gathered, data, config)
 
     def batch_of(step):
-        return document_batch(documents, step, batch_size, config.block_size, args.seed)
+        return data.batch(step, batch_size, config.block_size, args.seed)
     steps = train(backend, batch_of, args.num_steps, rate, args.seed)
     progress = Progress(args.num_steps)
     for step, loss in enumerate(steps, 1):
         progress.show(step, loss)
+    if len(data.validation):
+        print(f"held out: {evaluate(backend, data.validation, data.is_stream)}", flush=True)
     for i in range(args.num_samples):
-        text = sample(backend.decoder(), tokenizer, config.block_size, args.temperature, rng)
+        text = sample(backend.decoder(), tokenizer, config.block_size, args.temperature, rng,
+                      data.is_stream)
         print(f"sample {i + 1:2d}: {text}", flush=True)
+
+
+def describe(args, gathered, data, config):
+    """Prints what will be learned from, and by how large a model."""
+    documents = 1 if data.is_stream else len(data.train) + len(data.validation)
+    print(f"num docs: {documents} ({gathered.name})\nvocab size: {config.vocab_size}")
+    print(f"num params: {count_parameters(config)}")
+    if args.documents == "auto":
+        print(f"documents: {data.reason}")
+    if data.removed:
+        print(f"duplicates: {data.removed} left out")
+    print(f"text: {data.statistics(config.block_size)}")
+    for remark in learning.remarks(args, data.tokenizer, data.texts):
+        print(remark)

@@ -41,8 +41,10 @@ def test_every_backend_trains_and_samples(backend, model):
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert lines[1:3] == ["vocab size: 27", f"num params: {4192 if model == 'gpt' else 729}"]
-    assert [line[:16] for line in lines[3:7]] == [f"step    {i} /    4" for i in range(1, 5)]
-    assert lines[7].startswith("sample  1: ") and lines[8].startswith("sample  2: ")
+    assert lines[3].startswith("documents: ") and lines[4].startswith("text: ")
+    assert [line[:16] for line in lines[5:9]] == [f"step    {i} /    4" for i in range(1, 5)]
+    assert lines[9].startswith("held out: loss 3.")
+    assert lines[10].startswith("sample  1: ") and lines[11].startswith("sample  2: ")
 
 
 @pytest.mark.parametrize("backend", ["scalar", "matrix"])
@@ -164,7 +166,7 @@ BAD = [
     (["--optimizer", "adam", "--weight-decay", "0.1"], "adam has no weight_decay"),
     (["--learnig-rate", "1"], "unrecognized arguments: --learnig-rate 1"),
     (["--data", "missing.txt"], "missing.txt.*No such file"),
-    (["trian"], "there is no command 'trian'; there are train, backends, gradcheck"),
+    (["trian"], "there is no command 'trian'; there are train, backends, gradcheck, tokenize"),
     (["backends", "--n-embd", "4"], "unrecognized arguments: --n-embd 4"),
     (["gradcheck", "--vocab-size", "0"], "--vocab-size: got '0'"),
 ]
