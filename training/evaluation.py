@@ -11,13 +11,13 @@ BATCHES = {"scalar": 1, "matrix": 16, "torch": 64}  # windows: a graph of number
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: nats a token. tokens: how many were predicted, of how many."""
+    """loss: nats a token. tokens: how many were predicted. whole: whether that is every one."""
     loss: float
     tokens: int
-    of: int
+    whole: bool
 
     def __str__(self):
-        part = "" if self.tokens == self.of else f" of {self.of:,}, windows evenly spaced"
+        part = "" if self.whole else ", of windows evenly spaced"
         return f"loss {self.loss:.4f} nats a token on {self.tokens:,} tokens{part}"
 
 
@@ -32,7 +32,9 @@ def window_starts(length, block_size):
 
 def evenly_spaced(items, count):
     """Returns all items, or count of them from the first on, evenly spaced."""
-    return [items[i * len(items) // count] for i in range(min(count, len(items)))]
+    if len(items) <= count:
+        return items
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def evaluate(backend, held_out, is_stream, tokens_at_most=None):
@@ -43,19 +45,21 @@ def evaluate(backend, held_out, is_stream, tokens_at_most=None):
     left out, the same ones each time.
     """
     block_size = backend.config.block_size
-    sequences = [held_out] if is_stream else held_out
-    places = [(tokens, start) for tokens in sequences
+    at_most = tokens_at_most or TOKENS_AT_MOST[backend.name]
+    # each document predicts a token at least: of millions, on disk perhaps, no more are looked at
+    sequences = [held_out] if is_stream else evenly_spaced(held_out, at_most)
+    places = [(i, start) for i, tokens in enumerate(sequences)
               for start in window_starts(len(tokens), block_size)]
     total = sum(len(tokens) - 1 for tokens in sequences)
-    at_most = tokens_at_most or TOKENS_AT_MOST[backend.name]
+    chosen = places
     if total > at_most:
-        places = evenly_spaced(places, max(1, len(places) * at_most // total))
-    loss = count = 0
-    size = BATCHES[backend.name]
-    for first in range(0, len(places), size):
-        batch = [list(tokens[start:start + block_size + 1])
-                 for tokens, start in places[first:first + size]]
+        chosen = evenly_spaced(places, max(1, len(places) * at_most // total))
+    loss, count, size = 0.0, 0, BATCHES[backend.name]
+    for first in range(0, len(chosen), size):
+        batch = [list(sequences[i][start:start + block_size + 1])
+                 for i, start in chosen[first:first + size]]
         targets = sum(len(window) - 1 for window in batch)
         loss += backend.loss(batch) * targets
         count += targets
-    return Evaluation(loss / count, count, total)
+    whole = len(chosen) == len(places) and (is_stream or len(sequences) == len(held_out))
+    return Evaluation(loss / count, count, whole)
