@@ -16,11 +16,9 @@ FOLDERS = {"engine", "nn", "tokenizers", "backends", "corpus", "training", "cli"
 PROBE = """
 import microgpt, microgpt.engine
 assert microgpt.engine.Value is microgpt.Value
-try:
-    import engine
-except ImportError:
-    engine = None
-assert engine is None, engine
+import importlib.util
+for folder in ("engine", "nn", "backends", "corpus", "training", "cli"):
+    assert importlib.util.find_spec(folder) is None, folder
 print(microgpt.__file__)
 """
 
