@@ -277,10 +277,14 @@ class Body:
     def __init__(self, encoding, limit):
         self.encoding, self.limit = encoding.strip().lower(), limit
         self.pieces, self.size, self.begun, self.unpacker = [], 0, False, None
+        self.first = b""  # what came before there was enough to tell how it is packed
 
     def add(self, piece):
         """Takes a piece; returns whether all so far is within the limit."""
         if not self.begun:
+            piece = self.first = self.first + piece
+            if len(piece) < 2:
+                return True
             self.begun, self.unpacker = True, self.choose(piece)
         while piece:
             data = piece
@@ -318,6 +322,9 @@ class Body:
         return None
 
     def whole(self):
+        """Returns the whole body, unpacked; TryAgain if it ended too soon."""
+        if not self.begun:  # a single byte, or none: nothing packed is that short
+            return self.first
         if self.unpacker:
             self.pieces.append(self.unpacker.flush())
             if not self.unpacker.eof:

@@ -11,7 +11,7 @@ import threading
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import microgpt
@@ -682,6 +682,9 @@ def test_the_digest_of_a_corpus(tmp_path):
 @some
 @given(st.binary(max_size=3000), st.sampled_from(["gzip", "deflate", "", "br"]), st.booleans(),
        st.integers(1, 700))
+@example(b"", "gzip", True, 1)
+@example(b"a text", "gzip", True, 1)
+@example(b"a text", "deflate", True, 1)
 def test_bodies_in_any_pieces(data, encoding, packed, size):
     pack = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)
     sent = pack(data) if packed else data
