@@ -273,7 +273,7 @@ class Gathering:
         if name == "names":
             source = self.read_file(BUNDLED)
             about = {**source.provenance, "origin": "bundled"}
-            self.found.sources.append(Source(source.name, about, path=BUNDLED))
+            self.found.sources.append(Source(name, about, path=BUNDLED))
             return
         text = manual_words()
         about = {"origin": "python-manual", "bytes": len(text), "kind": "text",
