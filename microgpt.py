@@ -186,9 +186,9 @@ def train(docs, tokenizer, weights, config, num_steps=1000, learning_rate=0.01, 
     optimizer = Adam([p for rows in weights.values() for row in rows for p in row])
     for step in range(num_steps):
         tokens = [tokenizer.bos, *tokenizer.encode(docs[step % len(docs)]), tokenizer.bos]
-        start = random.Random(f"{seed} {step}").randrange(max(1, len(tokens) - config.block_size))
-        tokens = tokens[start:start + config.block_size + 1]  # of a long document, a random part
-        loss = mean_loss([tokens], weights, config)
+        spare = max(0, len(tokens) - config.block_size)  # of a long document, take a random part
+        start = spare and random.Random(f"{seed} {step}").randrange(spare)
+        loss = mean_loss([tokens[start:start + config.block_size + 1]], weights, config)
         loss.backward()
         optimizer.step(learning_rate * (1 - step / num_steps))
         loss = loss.data  # and the graph is gone, before the next is built
