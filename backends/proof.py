@@ -11,7 +11,6 @@ from microgpt.engine.gradcheck import derivative, relative_errors
 from microgpt.nn.weights import weight_shapes
 
 TOLERANCE = 1e-9  # between engines, in float64
-errors = relative_errors
 
 
 def random_weights(config, rng):

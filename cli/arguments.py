@@ -3,13 +3,12 @@ import argparse
 import math
 
 import microgpt
-from microgpt import tokenizers
+from microgpt import backends, tokenizers
 from microgpt.corpus.documents import MODES
 from microgpt.corpus.html import EXTRACTORS
 from microgpt.corpus.sources import KNOWN
 from microgpt.nn.config import DEFAULTS, MODELS
 
-BACKENDS = ("scalar", "matrix", "torch")
 # The optimizers, each with the learning rate that it is at home with.
 LEARNING_RATES = {"adam": DEFAULTS["learning_rate"], "adamw": 0.003, "muon": 0.02, "sgd": 0.1}
 PURE_PYTHON_BATCH, TORCH_BATCH = 1, 64
@@ -72,8 +71,8 @@ def add_device_flags(group):
 
 def add_backend_flags(parser):
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", choices=BACKENDS, help="scalar is microgpt.py itself, matrix "
-                       "plain Python, faster, torch PyTorch (default: torch with --device or "
+    group.add_argument("--backend", choices=backends.BACKENDS,
+                       help="scalar is microgpt.py itself, matrix plain Python, faster, torch PyTorch (default: torch with --device or "
                        "--dtype, else scalar)")
     add_device_flags(group)
     group.add_argument("--batch-size", type=ranged(int, 1), metavar="N", help="documents a step "
@@ -95,7 +94,7 @@ def add_optimizer_flags(parser):
 
 
 def add_data_flags(parser, many=True):
-    """Adds what is learned from; the file's own --data takes one file of lines.
+    """Adds what is learned from, and returns the group; the file's --data takes one file of lines.
 
     many: whether a flag takes all that follows it; else, before a text to cut, it is repeated.
     """
@@ -117,6 +116,7 @@ def add_data_flags(parser, many=True):
                        help="what a document is: a line, a paragraph, or all one stream (default: "
                        "auto, which looks at the text and says what it chose)")
     group.add_argument("--dedupe", action="store_true", help="leave out documents seen before")
+    return group
 
 
 def add_tokenizer_flags(parser, more_kinds=()):

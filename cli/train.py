@@ -18,10 +18,10 @@ def make_parser():
     parser = microgpt.make_parser()
     parser.prog = "python3 microgpt.py"
     parser.description = "Train a small GPT on text, then let it write."
-    arguments.add_data_flags(parser)
-    parser.add_argument("--val-fraction", type=arguments.ranged(float, 0, 1), metavar="SHARE",
-                        help="of the text, held out to test the model on (default: "
-                        f"{texts.HELD_OUT}, or 0 for a text below {texts.ENOUGH} bytes)")
+    group = arguments.add_data_flags(parser)
+    group.add_argument("--val-fraction", type=arguments.ranged(float, 0, 1), metavar="SHARE",
+                       help="of the text, held out to test the model on (default: "
+                       f"{texts.HELD_OUT}, or 0 for a text below {texts.ENOUGH} bytes)")
     arguments.add_tokenizer_flags(parser)
     arguments.add_backend_flags(parser)
     arguments.add_model_flags(parser)

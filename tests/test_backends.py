@@ -56,7 +56,7 @@ def both(name, case, **options):
 def failures(expected, got, tolerance=FLOAT64["between backends"]):
     """Returns a line for each tensor whose error is above the tolerance: where, got, expected."""
     found = []
-    for name, error in measure.errors(got, expected).items():
+    for name, error in measure.relative_errors(got, expected).items():
         if not error <= tolerance:
             places = [(abs(a - b), i, j) for i, rows in enumerate(zip(expected[name], got[name]))
                       for j, (a, b) in enumerate(zip(*rows))]
@@ -514,9 +514,9 @@ def test_measure_of_errors():
     """Relative to the largest of a tensor, or to a thousandth of the largest of all."""
     expected = {"large": [[1000.0, 1.0]], "small": [[1e-6, 0.0], [0.5e-6, 0.0]]}
     got = {"large": [[1000.0, 2.0]], "small": [[1e-6, 0.0], [0.5e-6, 0.25]]}
-    assert measure.errors(got, expected) == {"large": 0.001, "small": 0.25}
-    assert measure.errors(expected, expected) == {"large": 0.0, "small": 0.0}
-    assert measure.errors({"w": [[0.0]]}, {"w": [[0.0]]}) == {"w": 0.0}
+    assert measure.relative_errors(got, expected) == {"large": 0.001, "small": 0.25}
+    assert measure.relative_errors(expected, expected) == {"large": 0.0, "small": 0.0}
+    assert measure.relative_errors({"w": [[0.0]]}, {"w": [[0.0]]}) == {"w": 0.0}
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -524,7 +524,7 @@ def test_measure_of_errors():
 def test_nan_and_infinity_are_infinitely_wrong(bad, place):
     got = [[1.0, 2.0, 3.0]]
     got[0][place] = bad
-    assert measure.errors({"w": got}, {"w": [[1.0, 2.0, 3.0]]}) == {"w": math.inf}
+    assert measure.relative_errors({"w": got}, {"w": [[1.0, 2.0, 3.0]]}) == {"w": math.inf}
     assert failures({"w": [[1.0, 2.0, 3.0]]}, {"w": got})
     assert failures({"w": got}, {"w": [[1.0, 2.0, 3.0]]})
 
@@ -533,7 +533,7 @@ def test_nan_and_infinity_are_infinitely_wrong(bad, place):
                                  {"w": [[1.0, 2.0]], "extra": [[0.0]]}])
 def test_tensors_of_other_names_or_shapes_are_not_compared(got):
     with pytest.raises(ValueError):
-        measure.errors(got, {"w": [[1.0, 2.0]]})
+        measure.relative_errors(got, {"w": [[1.0, 2.0]]})
 
 
 def test_random_weights_are_never_near_zero():

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT
 from microgpt.backends import load
-from microgpt.backends.proof import errors, example
+from microgpt.backends.proof import example, relative_errors
 from microgpt.engine import optim
 from microgpt.nn import GPTConfig
 from microgpt.nn.dropout import DropoutMasks
@@ -48,7 +48,7 @@ def worst(expected, got):
     if not isinstance(expected, dict):
         expected, got = {"": expected}, {"": got}
     assert expected.keys() == got.keys()
-    return max(errors(expected, got).values())
+    return max(relative_errors(got, expected).values())
 
 
 # ---- A second model, a token and a head at a time ------------------------------------------------
