@@ -112,8 +112,8 @@ def check_batch(config, batch):
         raise ValueError("the batch is empty: it takes a list of token sequences")
     for i, tokens in enumerate(batch):
         if not 2 <= len(tokens) <= config.block_size + 1:
-            raise ValueError(f"sequence {i} has {len(tokens)} tokens: it takes 2 to block_size + 1, "
-                             f"{config.block_size + 1}, since each predicts the next")
+            raise ValueError(f"sequence {i} has {len(tokens)} tokens: it takes 2 to block_size "
+                             f"+ 1, {config.block_size + 1}, since each predicts the next")
         if not 0 <= min(tokens) <= max(tokens) < config.vocab_size:
             raise ValueError(f"sequence {i} has tokens from {min(tokens)} to {max(tokens)}: the "
                              f"vocabulary has 0 to {config.vocab_size - 1}")

@@ -72,8 +72,8 @@ def add_device_flags(group):
 def add_backend_flags(parser):
     group = parser.add_argument_group("engine")
     group.add_argument("--backend", choices=backends.BACKENDS,
-                       help="scalar is microgpt.py itself, matrix plain Python, faster, torch PyTorch (default: torch with --device or "
-                       "--dtype, else scalar)")
+                       help="scalar is microgpt.py itself, matrix plain Python, faster, torch "
+                       "PyTorch (default: torch with --device or --dtype, else scalar)")
     add_device_flags(group)
     group.add_argument("--batch-size", type=ranged(int, 1), metavar="N", help="documents a step "
                        f"(default: {PURE_PYTHON_BATCH} in plain Python, {TORCH_BATCH} with torch)")

@@ -53,7 +53,8 @@ def run(args):
     slopes = proof.slopes(found["matrix"], batch, places, masks)
     table = {f"{name} against {first}": (proof.relative_errors(got, expected), proof.TOLERANCE)
              for name, got in others}
-    table["finite differences"] = proof.slope_errors(expected, places, slopes), proof.SLOPE_TOLERANCE
+    table["finite differences"] = (proof.slope_errors(expected, places, slopes),
+                                   proof.SLOPE_TOLERANCE)
 
     print(f"{'weight':<18} {'shape':>10}  " + "  ".join(f"{title:>22}" for title in table))
     worst = {title: 0.0 for title in table}
