@@ -3,10 +3,10 @@
     backend = load("matrix")(config, weights, optimizer="adam")
     loss = backend.step(batch, learning_rate=0.01)
 
-Weights, gradients and the optimizer's state are exchanged as name -> rows of floats. A batch is a
-list of token sequences, ragged allowed: lists of 2 to block_size + 1 ids, of which each predicts
-the next. The loss is the mean of -log p(target), in nats, over all targets of the batch, so a long
-sequence counts for more than a short one.
+Weights, gradients and the optimizer's state are exchanged as name -> rows of floats; a row that is
+handed in may be any sequence of them, such as a memoryview. A batch is a list of token sequences, ragged allowed: lists
+of 2 to block_size + 1 ids, of which each predicts the next. The loss is the mean of -log p(target),
+in nats, over all targets of the batch, so a long sequence counts for more than a short one.
 """
 from microgpt.engine import optim
 from microgpt.nn.bigram import bigram
@@ -58,10 +58,12 @@ class Backend:
         """Returns (loss, gradients as name -> rows of floats); dropout: DropoutMasks, or none."""
         raise NotImplementedError(f"{type(self).__name__} does not compute gradients")
 
-    def step(self, batch, learning_rate, dropout_seed=None):
+    def step(self, batch, learning_rate, dropout_seed=None, micro_batch=None):
         """Returns the loss of a batch, after one step: forward, backward, clip, optimizer.
 
         dropout_seed: where the config has dropout, the masks follow from its text; None: no masks.
+        micro_batch: sequences at a time, to save memory: their gradients are added up, so the step
+        is the same, but for rounding and for the masks of dropout.
         """
         raise NotImplementedError(f"{type(self).__name__} does not train")
 
@@ -76,6 +78,13 @@ class Backend:
         Ask the backend, not backend.optimizer: that is the rule, and its memory may be elsewhere.
         """
         return self.optimizer.state()
+
+    def snapshot(self):
+        """Returns (weights(), optimizer_state()), to be stored.
+
+        A backend that holds numbers more tightly than lists gives rows that are memoryviews.
+        """
+        return self.weights(), self.optimizer_state()
 
     def load_optimizer_state(self, state):
         """Takes over what optimizer_state() gave, here or on another backend.
@@ -95,6 +104,28 @@ def check_state(config, state):
             if [*map(len, rows)] != [width] * count:
                 raise ValueError(f"slot {slot} of {name} has another shape than its weights: the "
                                  "state is of another model")
+
+
+def micro_batches(batch, size=None):
+    """Yields (index, part, share) of a batch: parts of `size` sequences, and of all targets each
+    one's share, by which its loss and gradients count.
+
+    >>> [*micro_batches([[1, 2], [3, 4, 5, 6], [7, 8]], 2)]
+    [(0, [[1, 2], [3, 4, 5, 6]], 0.8), (1, [[7, 8]], 0.2)]
+    """
+    size = size or len(batch)
+    if len(batch) <= size:
+        yield 0, batch, 1.0
+        return
+    total = sum(map(len, batch)) - len(batch)
+    for index, first in enumerate(range(0, len(batch), size)):
+        part = batch[first:first + size]
+        yield index, part, (sum(map(len, part)) - len(part)) / total
+
+
+def part_seed(seed, index):
+    """Returns the seed of the dropout masks of a part of a batch; of the first, the batch's own."""
+    return f"{seed} part {index}" if index else seed
 
 
 def check_token(config, position, token):

@@ -1,5 +1,6 @@
 """The matrix backend: engine/matrix.py computes, plain Python, nothing to install."""
-from microgpt.backends.base import FORWARD, Backend, check_batch, check_token
+from microgpt.backends.base import (FORWARD, Backend, check_batch, check_token, micro_batches,
+                                     part_seed)
 from microgpt.engine import matrix, optim
 from microgpt.engine.matrix import Matrix
 from microgpt.nn.dropout import DropoutMasks
@@ -47,6 +48,14 @@ class CachedOps(MatrixOps):
         return Matrix([matrix.attend(q.rows[0], keys, values, n_head)])
 
 
+def added(total, grads, share):
+    """Returns total + share x grads; a total of None counts as zeros."""
+    if total is None:
+        return {name: [[share * g for g in row] for row in rows] for name, rows in grads.items()}
+    return {name: [[a + share * g for a, g in zip(*pair)] for pair in zip(total[name], rows)]
+            for name, rows in grads.items()}
+
+
 class MatrixBackend(Backend):
     name = "matrix"
 
@@ -79,11 +88,15 @@ class MatrixBackend(Backend):
         loss.backward()
         return loss.rows[0][0], {name: list(map(list, w.grad)) for name, w in weights.items()}
 
-    def step(self, batch, learning_rate, dropout_seed=None):
-        masks = None
-        if self.config.dropout and dropout_seed is not None:
-            masks = DropoutMasks(self.config.dropout, dropout_seed)
-        loss, grads = self.gradients(batch, masks)
+    def step(self, batch, learning_rate, dropout_seed=None, micro_batch=None):
+        loss, grads = 0.0, None
+        for index, part, share in micro_batches(batch, micro_batch):
+            masks = None
+            if self.config.dropout and dropout_seed is not None:
+                masks = DropoutMasks(self.config.dropout, part_seed(dropout_seed, index))
+            part_loss, part_grads = self.gradients(part, masks)
+            loss += share * part_loss
+            grads = part_grads if share == 1 else added(grads, part_grads, share)
         if self.max_norm is not None:
             optim.clip_gradients(grads, self.max_norm)
         self.optimizer.step(self._weights, grads, learning_rate)

@@ -5,6 +5,7 @@ shorter sequences are filled up at the end, where causal attention never looks a
 not count. All of the maths of a model is in TorchOps, and the forward pass that calls it is
 nn/gpt.py's; the optimizers are engine/optim.py's, written over tensors.
 """
+import ctypes
 import functools
 import hashlib
 import math
@@ -21,7 +22,8 @@ except ModuleNotFoundError as error:
                       "--backend matrix works now") from None
 from torch.nn import functional as F
 
-from microgpt.backends.base import FORWARD, Backend, check_batch, check_state, check_token
+from microgpt.backends.base import (FORWARD, Backend, check_batch, check_state, check_token,
+                                     micro_batches, part_seed)
 from microgpt.engine import optim
 from microgpt.nn.weights import check_weights, weight_shapes
 
@@ -65,6 +67,29 @@ def find_device(name, dtype):
         raise ValueError("dtype is 'float64': the device mps has none; use float32, or the device "
                          "cpu")
     return torch.device(name)
+
+
+# ---- Rows of floats, and tensors -----------------------------------------------------------------
+
+PACKED = {torch.float32: "f", torch.float64: "d"}
+
+
+def to_tensor(rows, dtype, device):
+    """Returns rows of floats as a tensor; quickly where they are memoryviews, as from a file."""
+    if isinstance(rows[0], memoryview):
+        stored = {code: kind for kind, code in PACKED.items()}[rows[0].format]
+        tensor = torch.frombuffer(bytearray().join(rows), dtype=stored).view(len(rows), -1)
+        return tensor.to(device, dtype)
+    return torch.tensor(rows, dtype=dtype, device=device)
+
+
+def packed(tensor):
+    """Returns a copy of a matrix as rows that are memoryviews of one block of bytes."""
+    tensor = tensor.detach().cpu().contiguous()
+    size, width = tensor.nbytes, tensor.shape[1]
+    # note: torch hands out its memory as a buffer through NumPy alone, which need not be here
+    numbers = memoryview(ctypes.string_at(tensor.data_ptr(), size)).cast(PACKED[tensor.dtype])
+    return [numbers[start:start + width] for start in range(0, len(numbers), width)]
 
 
 # ---- Ops -----------------------------------------------------------------------------------------
@@ -289,17 +314,16 @@ class TensorOptimizer:
             pace = learning_rate * math.sqrt(max(1.0, rows / columns))
             torch._foreach_add_(w, directions, alpha=-pace)
 
-    def state(self):
+    def state(self, rows=torch.Tensor.tolist):
         """Returns {"step": steps done, slot: {name: rows}}: engine.optim's form."""
-        slots = {slot: {name: tensor.tolist() for name, tensor in tensors.items()}
+        slots = {slot: {name: rows(tensor) for name, tensor in tensors.items()}
                  for slot, tensors in self.slots.items()}
         return {"step": self.rule.t, **slots}
 
     def load_state(self, state, weights):
         """Takes over a state that fits the weights; ValueError if it is another optimizer's."""
         self.rule.load_state({key: rows if key == "step" else {} for key, rows in state.items()})
-        self.slots = {slot: {name: torch.tensor(rows, dtype=weights[name].dtype,
-                                                device=weights[name].device)
+        self.slots = {slot: {name: to_tensor(rows, weights[name].dtype, weights[name].device)
                              for name, rows in state[slot].items()} for slot in self.slots}
 
 
@@ -336,8 +360,8 @@ class TorchBackend(Backend):
     def load(self, weights):
         check_weights(self.config, weights)
         self._weights = {
-            name: torch.tensor(weights[name], dtype=self.dtype, device=self.device,
-                               requires_grad=True) for name in weight_shapes(self.config)}
+            name: to_tensor(weights[name], self.dtype, self.device).requires_grad_()
+            for name in weight_shapes(self.config)}
 
     def weights(self):
         return {name: w.tolist() for name, w in self._weights.items()}
@@ -382,11 +406,19 @@ class TorchBackend(Backend):
         loss, grads = self._gradients(batch, masks)
         return loss.item(), {name: grad.tolist() for name, grad in grads.items()}
 
-    def step(self, batch, learning_rate, dropout_seed=None):
-        masks = None
-        if self.config.dropout and dropout_seed is not None:
-            masks = random_masks(self.config.dropout, dropout_seed, self.device)
-        loss, grads = self._gradients(batch, masks)
+    def step(self, batch, learning_rate, dropout_seed=None, micro_batch=None):
+        loss, grads = 0.0, {}
+        for index, part, share in micro_batches(batch, micro_batch):
+            masks = None
+            if self.config.dropout and dropout_seed is not None:
+                seed = part_seed(dropout_seed, index)
+                masks = random_masks(self.config.dropout, seed, self.device)
+            part_loss, part_grads = self._gradients(part, masks)
+            loss += share * part_loss
+            if share == 1:
+                grads = part_grads
+            for name, grad in part_grads.items() if share < 1 else ():
+                grads[name] = grads[name].add_(grad, alpha=share) if index else share * grad
         if self.max_norm is not None:
             clip_gradients(list(grads.values()), self.max_norm)
         self._steps.step(self._weights, grads, learning_rate)
@@ -407,6 +439,9 @@ class TorchBackend(Backend):
 
     def optimizer_state(self):
         return self._steps.state()
+
+    def snapshot(self):
+        return {name: packed(w) for name, w in self._weights.items()}, self._steps.state(packed)
 
     def load_optimizer_state(self, state):
         check_state(self.config, state)

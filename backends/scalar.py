@@ -4,7 +4,7 @@ The file's Value, gpt, mean_loss and Adam run here, looked up in the file at eac
 edits them there sees every run change. Only the loop around them is another.
 """
 import microgpt
-from microgpt.backends.base import Backend, check_batch, check_token
+from microgpt.backends.base import Backend, check_batch, check_token, micro_batches
 from microgpt.engine import optim
 from microgpt.nn.weights import check_weights, weight_shapes
 
@@ -82,12 +82,15 @@ class ScalarBackend(Backend):
     def loss(self, batch):
         return self._loss(batch).data
 
-    def _backward(self, batch):
+    def _backward(self, batch, micro_batch=None):
         for value in flat(self._values):
             value.grad = 0.0
-        loss = self._loss(batch)
-        loss.backward()
-        return loss.data
+        total = 0.0
+        for _, part, share in micro_batches(batch, micro_batch):
+            loss = self._loss(part)
+            (loss if share == 1 else loss * share).backward()
+            total += loss.data * share
+        return total
 
     def gradients(self, batch, dropout=None):
         if dropout:
@@ -95,8 +98,8 @@ class ScalarBackend(Backend):
         loss = self._backward(batch)
         return loss, mapped(lambda value: value.grad, self._values)
 
-    def step(self, batch, learning_rate, dropout_seed=None):
-        loss = self._backward(batch)
+    def step(self, batch, learning_rate, dropout_seed=None, micro_batch=None):
+        loss = self._backward(batch, micro_batch)
         if self._adam is None:
             self.optimizer.step_values(self._values, learning_rate, self.max_norm)
             return loss
