@@ -33,15 +33,19 @@ def write_atomically(path, content):
     The content goes to a temporary file beside it, is flushed to the disk, and takes the name only
     then, so that neither a crash nor a full disk leaves half a file. Folders that are missing are
     made. Raises OSError where that fails, and leaves nothing behind.
+
+    content: bytes, text, or an iterable of such pieces of bytes as a file's write() takes, so that
+    what is large need not be in memory twice.
     """
     path = Path(path)
     if isinstance(content, str):
         content = content.encode("utf-8")
+    pieces = [content] if isinstance(content, (bytes, bytearray, memoryview)) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         # note: mkstemp made it for the owner alone; a new file elsewhere obeys the umask

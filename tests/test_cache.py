@@ -2,6 +2,7 @@
 import os
 import stat
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,24 @@ def test_text_is_utf8_and_bytes_stay_as_they_are(tmp_path):
     cache.write_atomically(str(path), b"\xff\n")
     assert path.read_bytes() == b"\xff\n"
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_pieces_of_bytes_are_joined_and_a_failure_between_two_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    cache.write_atomically(path, (piece for piece in (b"a", array("d", [0.0]), memoryview(b"b"))))
+    assert path.read_bytes() == b"a" + bytes(8) + b"b"
+    cache.write_atomically(path, [])
+    assert path.read_bytes() == b""
+    for whole in (bytearray(b"old"), memoryview(b"old")):
+        cache.write_atomically(path, whole)
+        assert path.read_bytes() == b"old"
+
+    def pieces():
+        yield b"new"
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        cache.write_atomically(path, pieces())
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
