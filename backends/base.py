@@ -4,10 +4,13 @@
     loss = backend.step(batch, learning_rate=0.01)
 
 Weights, gradients and the optimizer's state are exchanged as name -> rows of floats; a row that is
-handed in may be any sequence of them, such as a memoryview. A batch is a list of token sequences, ragged allowed: lists
-of 2 to block_size + 1 ids, of which each predicts the next. The loss is the mean of -log p(target),
-in nats, over all targets of the batch, so a long sequence counts for more than a short one.
+handed in may be any sequence of them, such as a memoryview. A batch is a list of token sequences,
+ragged allowed: lists of 2 to block_size + 1 ids, of which each predicts the next. The loss is the
+mean of -log p(target), in nats, over all targets of the batch, so a long sequence counts for more
+than a short one.
 """
+import platform
+
 from microgpt.engine import optim
 from microgpt.nn.bigram import bigram
 from microgpt.nn.gpt import gpt
@@ -37,10 +40,16 @@ class Backend:
         """Returns, in a few words, what it computes with."""
         return "float64 in Python"
 
+    def facts(self):
+        """Returns what, beside the seed, decides about each last digit: name -> value, for JSON."""
+        return {"backend": self.name, "python": platform.python_version(),
+                "implementation": platform.python_implementation(), "machine": platform.machine()}
+
     def load(self, weights):
         """Takes over weights, name -> rows of floats; ValueError if they are another model's."""
         check_weights(self.config, weights)
-        self._weights = optim.copied(weights)
+        # note: in one order wherever they come from, or the gradient's norm would be rounded anew
+        self._weights = optim.copied({name: weights[name] for name in weight_shapes(self.config)})
 
     def weights(self):
         """Returns a copy of the weights, name -> rows of floats."""

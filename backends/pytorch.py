@@ -338,13 +338,16 @@ class TorchBackend(Backend):
     """A model in PyTorch.
 
     device: auto (CUDA, else MPS, else the CPU), or a name of devices(). dtype: auto (float32),
-    float32 or float64. ValueError for what is not here. `device` and `dtype` say what was taken.
+    float32 or float64. threads: of this process, on a CPU. ValueError for what is not here. `device`
+    and `dtype` say what was taken.
     """
 
     name = "torch"
 
     def __init__(self, config, weights, optimizer="adam", max_norm=None, device="auto",
-                 dtype="auto", **settings):
+                 dtype="auto", threads=None, **settings):
+        if threads:
+            torch.set_num_threads(threads)
         self.dtype = find_dtype(dtype)
         self.device = find_device(device, self.dtype)
         super().__init__(config, weights, optimizer, max_norm, **settings)
@@ -356,6 +359,13 @@ class TorchBackend(Backend):
 
     def describe(self):
         return f"{str(self.dtype).split('.')[1]} on {self.device}, torch {torch.__version__}"
+
+    def facts(self):
+        kind = str(self.device)
+        if self.device.type == "cuda":
+            kind = torch.cuda.get_device_name(self.device)
+        return {**super().facts(), "torch": torch.__version__, "device": kind,
+                "dtype": str(self.dtype).split(".")[1], "threads": torch.get_num_threads()}
 
     def load(self, weights):
         check_weights(self.config, weights)

@@ -1,6 +1,9 @@
 """The command: python3 microgpt.py [COMMAND] [flags].
 
     train       train, then sample (the default: flags without a command mean this)
+    sample      let a run's model write
+    eval        the loss of a run on its held-out text, or on any other
+    runs        a table of all runs
     backends    a short proof on every backend that is installed
     gradcheck   the proof, weight by weight, for a model of your own
     tokenize    how a text is cut into tokens
@@ -14,7 +17,7 @@ import sys
 
 import microgpt
 
-COMMANDS = ("train", "backends", "gradcheck", "tokenize")
+COMMANDS = ("train", "sample", "eval", "runs", "tokenize", "backends", "gradcheck")
 
 
 def main(argv=None):

@@ -1,6 +1,7 @@
 """The flags that several commands share, each named after its config field."""
 import argparse
 import math
+import sys
 
 import microgpt
 from microgpt import backends, tokenizers
@@ -8,10 +9,11 @@ from microgpt.corpus.documents import MODES
 from microgpt.corpus.html import EXTRACTORS
 from microgpt.corpus.sources import KNOWN
 from microgpt.nn.config import DEFAULTS, MODELS
+from microgpt.training import runs
+from microgpt.training.presets import PRESETS
+from microgpt.training.schedules import SCHEDULES
+from microgpt.training.settings import BATCH_SIZES, LEARNING_RATES
 
-# The optimizers, each with the learning rate that it is at home with.
-LEARNING_RATES = {"adam": DEFAULTS["learning_rate"], "adamw": 0.003, "muon": 0.02, "sgd": 0.1}
-PURE_PYTHON_BATCH, TORCH_BATCH = 1, 64
 BPE_MERGES = 500
 
 
@@ -29,6 +31,11 @@ def ranged(kind, lowest, below=float("inf")):
             raise argparse.ArgumentTypeError(f"got {text!r}, takes {what}, {lowest} or more{limit}")
         return value
     return parse
+
+
+def given(args, names):
+    """Returns name -> value of what was asked for among some flags."""
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
 def check_ranges(args):
@@ -75,8 +82,13 @@ def add_backend_flags(parser):
                        help="scalar is microgpt.py itself, matrix plain Python, faster, torch "
                        "PyTorch (default: torch with --device or --dtype, else scalar)")
     add_device_flags(group)
+    group.add_argument("--threads", type=ranged(int, 1), metavar="N",
+                       help="torch on a CPU: how many at once (default: torch's own choice)")
     group.add_argument("--batch-size", type=ranged(int, 1), metavar="N", help="documents a step "
-                       f"(default: {PURE_PYTHON_BATCH} in plain Python, {TORCH_BATCH} with torch)")
+                       f"(default: {BATCH_SIZES['scalar']} in plain Python, "
+                       f"{BATCH_SIZES['torch']} with torch)")
+    group.add_argument("--micro-batch", type=ranged(int, 1), metavar="N",
+                       help="documents at a time: less memory, the same step (default: all)")
 
 
 def add_optimizer_flags(parser):
@@ -86,11 +98,59 @@ def add_optimizer_flags(parser):
                        help="the rule for steps (default: adam, the file's)")
     rates = ", ".join(f"{rate} with {name}" for name, rate in LEARNING_RATES.items())
     group.add_argument("--learning-rate", type=float, metavar="N",
-                       help=f"of the first step; it falls to 0 (default: {rates})")
+                       help=f"the highest of the schedule (default: {rates})")
+    group.add_argument("--schedule", choices=SCHEDULES,
+                       help="how the learning rate falls (default: linear)")
+    group.add_argument("--warmup-steps", type=ranged(int, 0), metavar="N",
+                       help="steps in which it first rises (default: 0)")
+    group.add_argument("--min-learning-rate", type=ranged(float, 0), metavar="N",
+                       help="where it falls to (default: 0)")
     group.add_argument("--weight-decay", type=ranged(float, 0), metavar="SHARE",
                        help="of the weights, times the learning rate, lost a step (not adam)")
     group.add_argument("--grad-clip", type=ranged(float, 1e-12), metavar="NORM",
                        help="longest gradient of all weights together (default: no limit)")
+
+
+def seconds(text):
+    """Returns the seconds of a time such as 90, 90s, 10m or 1.5h.
+
+    >>> seconds("1.5h")
+    5400.0
+    """
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    try:
+        value = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes a time such as 90s, 10m or 1.5h")
+    return value
+
+
+def add_run_flags(parser):
+    """Adds how long a run goes on, what it shows on the way, and where it is kept."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--preset", choices=PRESETS, metavar="NAME",
+                       help=f"settings known from the field: {', '.join(PRESETS)}; any flag "
+                       "overrides its part (default: names)")
+    group.add_argument("--epochs", type=ranged(float, 1e-9), metavar="N",
+                       help="times that all text is seen, in place of --num-steps")
+    group.add_argument("--patience", type=ranged(int, 1), metavar="N",
+                       help="stop after so many evaluations without a new best (default: never)")
+    group.add_argument("--max-time", type=seconds, metavar="TIME",
+                       help="stop after this time, such as 90s, 10m, 1.5h (default: never)")
+    group.add_argument("--eval-interval", type=ranged(int, 1), metavar="N",
+                       help="steps between two evaluations on held-out text (default: a tenth of "
+                       "the steps; with --backend scalar all of them)")
+    group.add_argument("--eval-tokens", type=ranged(int, 1), metavar="N",
+                       help="at most so many tokens in each (default: 20,000 in plain Python, "
+                       "2 million with torch)")
+    group.add_argument("--sample-every", type=ranged(int, 1), metavar="N",
+                       help="steps between two samples on the way (default: none)")
+    group.add_argument("--name", help="of the run's folder in runs/, or its path (default: after "
+                       "tokenizer, size and date)")
+    group.add_argument("--resume", metavar="RUN", help="go on with a run: its name or path")
+    group.add_argument("--no-save", action="store_true", help="keep nothing")
 
 
 def add_data_flags(parser, many=True):
@@ -162,8 +222,45 @@ def model_settings(args):
 
 def chosen_backend(args):
     """Returns the name of the backend: what --backend says, or what the other flags imply."""
-    implied = "torch" if args.device or args.dtype else "scalar"
-    name = args.backend or implied
-    if name != "torch" and implied == "torch":
-        raise ValueError(f"--device and --dtype are torch's; --backend {name} has none")
-    return name
+    for_torch = [f"--{name}" for name in ("device", "dtype", "threads")
+                 if getattr(args, name, None)]
+    if for_torch and args.backend not in (None, "torch"):
+        raise ValueError(f"{for_torch[0]} is torch's; --backend {args.backend} has none")
+    large = getattr(args, "preset", None) not in (None, "names")
+    return args.backend or ("torch" if for_torch or large else "scalar")
+
+
+# ---- A run that is there -------------------------------------------------------------------------
+
+
+def add_run_choice(parser):
+    parser.add_argument("--run", metavar="RUN",
+                        help="a run's name or path (default: the one last written to)")
+
+
+def add_use_flags(parser):
+    """Adds which of a run's weights are used, and what computes with them."""
+    parser.add_argument("--weights", choices=("best", "last"), default="best",
+                        help="those with the lowest loss on held-out text, or those of the last "
+                        "step (default: best, where there is one)")
+    group = parser.add_argument_group("engine")
+    group.add_argument("--backend", choices=backends.BACKENDS,
+                       help="what computes (default: what the run was trained with, but matrix in "
+                       "place of scalar, or where torch is not installed)")
+    add_device_flags(group)
+
+
+def chosen_run(args):
+    """Returns the Run of --run; where that was left out, the latest, and says which."""
+    chosen = runs.find(args.run)
+    if args.run is None:
+        print(f"microgpt: the latest run is {chosen.name}", file=sys.stderr)
+    return chosen
+
+
+def backend_of_run(args, run):
+    """Returns a backend with a run's model in it, as add_use_flags has it."""
+    options = {name: getattr(args, name) for name in ("device", "dtype") if getattr(args, name)}
+    name = args.backend or ("torch" if options else None)
+    chosen_backend(args)
+    return run.backend(name, args.weights, **options)

@@ -25,17 +25,17 @@ class Progress:
         sys.stderr.flush()
 
 
-def learn_tokenizer(args, kind, texts):
+def learn_tokenizer(flags, kind, texts, cache):
     """Returns the tokenizer of a kind that the flags describe, learned from the texts."""
-    settings = arguments.tokenizer_settings(args, kind)
-    return tokenizers.learn(kind, texts, Progress("learning merges"), not args.no_cache, **settings)
+    settings = arguments.tokenizer_settings(flags, kind)
+    return tokenizers.learn(kind, texts, Progress("learning merges"), cache, **settings)
 
 
-def remarks(args, tokenizer, texts):
+def remarks(flags, tokenizer, texts):
     """Returns what a user must know of a tokenizer that was just learned, a line each."""
     lines = []
     if tokenizer.kind == "bpe":
-        asked, found = arguments.tokenizer_settings(args, "bpe")["merges"], len(tokenizer.merges)
+        asked, found = arguments.tokenizer_settings(flags, "bpe")["merges"], len(tokenizer.merges)
         if found < asked:
             lines.append(f"bpe: {found} merges, not {asked}: no other pair of tokens occurs twice")
     if tokenizer.lossy:

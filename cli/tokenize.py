@@ -34,7 +34,7 @@ def run(args):
     docs, source = split_documents(gathered.texts(), mode), gathered.name
     if args.tokenizer == "all":
         return compare(args, text, docs, source)
-    tokenizer = learning.learn_tokenizer(args, args.tokenizer, docs)
+    tokenizer = learning.learn_tokenizer(args, args.tokenizer, docs, not args.no_cache)
     row = measure(tokenizer, text)
     tokens = tokenizer.encode(text)
     if args.json:
@@ -84,7 +84,8 @@ def compare(args, text, docs, source):
     rows, lacking = [], {}
     for kind in tokenizers.KINDS:
         try:
-            rows.append(measure(learning.learn_tokenizer(args, kind, docs), text))
+            tokenizer = learning.learn_tokenizer(args, kind, docs, not args.no_cache)
+            rows.append(measure(tokenizer, text))
         except ValueError as error:  # no tiktoken, or no network
             lacking[kind] = str(error)
     if args.json:

@@ -127,6 +127,17 @@ def default_items():
             "names" if BUNDLED.exists() else "python-manual"]
 
 
+def absolute(data=(), urls=(), url_file=None):
+    """Returns what gather takes, so that it means the same in another working folder."""
+    items = [*([data] if isinstance(data, (str, os.PathLike)) else data or ())]
+    if not (items or urls or url_file):
+        items = default_items()
+    items = [os.fspath(item) for item in items]
+    return {"data": [item if item in KNOWN or IS_URL.match(item) else os.path.abspath(item)
+                     for item in items],
+            "urls": [*(urls or ())], "url_file": url_file and os.path.abspath(url_file)}
+
+
 def read_url_file(path):
     """Returns the URLs of a file: one a line, without blank lines and comments."""
     try:

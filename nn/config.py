@@ -52,6 +52,10 @@ class GPTConfig:
         """D, the numbers that a head works with."""
         return self.n_embd // self.n_head
 
+    def without_dropout(self):
+        """Returns the config of the same model when it is used, not trained: any backend runs it."""
+        return dataclasses.replace(self, dropout=0.0)
+
     @property
     def std(self):
         """The standard deviation of the weights at the start."""

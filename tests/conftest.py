@@ -47,6 +47,13 @@ def reference_names():
     return reference("names.txt")
 
 
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path, monkeypatch):
+    """The folder that a test's runs are kept in: never the checkout's."""
+    monkeypatch.setenv("MICROGPT_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
 _missing = []
 
 

@@ -70,7 +70,9 @@ def test_a_page_from_the_web_by_words(site):
               if line.startswith("step")]
     assert len(losses) == 50 and losses[-1] < losses[0] / 2
     before = Pages.requests.count("/book.html")
-    assert command(*flags).stdout == first.stdout
+    again = command(*flags).stdout.splitlines()
+    assert [line for line in again if line.startswith(("step", "sample"))] == [
+        line for line in first.stdout.splitlines() if line.startswith(("step", "sample"))]
     assert Pages.requests.count("/book.html") == before == 1  # the second time from the cache
     command(*flags, "--no-cache")
     assert Pages.requests.count("/book.html") == 2
@@ -92,7 +94,7 @@ def test_prose_is_one_stream(backend, tmp_path, capsys):
                               "--num-samples", "2", "--batch-size", "2"])
     out = capsys.readouterr().out
     assert out.startswith(f"num docs: 1 ({prose})\n") and "one stream" in out
-    assert "held out: loss " in out and "sample  1: " in out
+    assert "held out " in out and "sample  1: " in out
 
 
 def test_several_sources_at_once(tmp_path, capsys):

@@ -74,5 +74,5 @@ def test_what_a_cap_leaves_out_is_said():
     config = GPTConfig(9, n_embd=8, n_head=2, block_size=6)
     backend = load("matrix")(config, init_weights(config, random.Random(1)))
     found = evaluate(backend, [[1, 2, 3, 4, 5]] * 10, False, tokens_at_most=20)
-    assert str(found).endswith("nats a token on 20 tokens, of windows evenly spaced")
-    assert str(evaluate(backend, [[1, 2, 3]], False)).endswith("nats a token on 2 tokens")
+    assert str(found).endswith("on 20 tokens, of windows evenly spaced (--eval-tokens)")
+    assert str(evaluate(backend, [[1, 2, 3]], False)).endswith("nats a token, lossy, on 2 tokens")

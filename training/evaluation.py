@@ -1,9 +1,12 @@
-"""The loss on text that a model did not learn from: exact, and the same on every backend.
+"""The loss on text, above all on text that a model did not learn from: exact, and the same on every
+backend.
 
 Every token is predicted once, in windows that lie end to end from the start of each document, or
 of the stream; no dropout, no random draw.
 """
+import math
 from dataclasses import dataclass
+from typing import Optional
 
 TOKENS_AT_MOST = {"scalar": 20_000, "matrix": 20_000, "torch": 2_000_000}
 BATCHES = {"scalar": 1, "matrix": 16, "torch": 64}  # windows: a graph of numbers takes memory
@@ -11,14 +14,41 @@ BATCHES = {"scalar": 1, "matrix": 16, "torch": 64}  # windows: a graph of number
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: nats a token. tokens: how many were predicted. whole: whether that is every one."""
+    """loss: nats a token. tokens: how many were predicted. whole: whether that is every one.
+
+    characters: how many these tokens are, the end of a document counting as one; None where the
+    tokenizer loses some, so that the loss says less than it seems to.
+    """
     loss: float
     tokens: int
     whole: bool
+    characters: Optional[int] = None
+
+    @property
+    def bits_per_character(self):
+        """Comparable between tokenizers, where nats a token are not; None of a lossy one."""
+        if not self.characters:
+            return None
+        return self.loss * self.tokens / self.characters / math.log(2)
 
     def __str__(self):
-        part = "" if self.whole else ", of windows evenly spaced"
-        return f"loss {self.loss:.4f} nats a token on {self.tokens:,} tokens{part}"
+        bits = self.bits_per_character
+        bits = "lossy" if bits is None else f"{bits:.3f} bits a character"
+        part = "" if self.whole else ", of windows evenly spaced (--eval-tokens)"
+        return f"{self.loss:.4f} nats a token, {bits}, on {self.tokens:,} tokens{part}"
+
+
+def characters_of_tokens(tokenizer):
+    """Returns how many characters each token begins, by id; None for a lossy tokenizer.
+
+    A character counts where its first byte is, since a token may hold a part of one.
+    """
+    if tokenizer.lossy:
+        return None
+    counts = [sum(byte & 0xC0 != 0x80 for byte in tokenizer.token_bytes(token))
+              for token in range(tokenizer.vocab_size)]
+    counts[tokenizer.bos] = 1  # the document's end
+    return counts
 
 
 def window_starts(length, block_size):
@@ -37,12 +67,13 @@ def evenly_spaced(items, count):
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def evaluate(backend, held_out, is_stream, tokens_at_most=None):
+def evaluate(backend, held_out, is_stream, tokens_at_most=None, characters=None, progress=None):
     """Returns the Evaluation of a backend's model on what was held out.
 
     held_out: one sequence of tokens for a stream, else documents, lists of tokens. Where they are
     more than tokens_at_most, by default as many as the backend does in seconds, whole windows are
-    left out, the same ones each time.
+    left out, the same ones each time. characters: what characters_of_tokens gave. progress: called
+    as progress(windows done, windows in all); what it raises ends the evaluation.
     """
     block_size = backend.config.block_size
     at_most = tokens_at_most or TOKENS_AT_MOST[backend.name]
@@ -54,12 +85,16 @@ def evaluate(backend, held_out, is_stream, tokens_at_most=None):
     chosen = places
     if total > at_most:
         chosen = evenly_spaced(places, max(1, len(places) * at_most // total))
-    loss, count, size = 0.0, 0, BATCHES[backend.name]
+    loss, count, letters, size = 0.0, 0, 0, BATCHES[backend.name]
     for first in range(0, len(chosen), size):
+        if progress:
+            progress(first, len(chosen))
         batch = [list(sequences[i][start:start + block_size + 1])
                  for i, start in chosen[first:first + size]]
         targets = sum(len(window) - 1 for window in batch)
         loss += backend.loss(batch) * targets
         count += targets
+        if characters:
+            letters += sum(characters[token] for window in batch for token in window[1:])
     whole = len(chosen) == len(places) and (is_stream or len(sequences) == len(held_out))
-    return Evaluation(loss / count, count, whole)
+    return Evaluation(loss / count, count, whole, letters if characters else None)

@@ -1,15 +1,198 @@
-"""One training loop for all backends."""
+"""One training loop for all backends.
+
+A step depends on the weights, the optimizer's state, the seed and its number, and on nothing else:
+that is why a run can be interrupted at any moment and goes on bit for bit.
+"""
 import math
+import random
+import time
+
+from microgpt.training.evaluation import characters_of_tokens, evaluate
+from microgpt.training.runs import NotFinite, State
+from microgpt.training.schedules import learning_rate
+from microgpt.training.settings import evaluation_tokens
+
+SAVE_EVERY = 60  # seconds, beside each evaluation
 
 
-def train(backend, batch_of, num_steps, learning_rate, seed):
-    """Yields the loss of each step, while the learning rate falls linearly to 0.
+class Interrupted(Exception):
+    """Raised inside an evaluation when the run is to stop."""
 
-    batch_of: step -> batch, a pure function. seed: of the dropout masks. Raises ValueError when the loss is no longer finite.
+
+class Report:
+    """What a training tells those who watch it; a subclass says it to people."""
+
+    def step(self, state, loss, tokens_per_second):
+        """After each step."""
+
+    def evaluation(self, line):
+        """After an evaluation; line: what log.jsonl has of it."""
+
+    def evaluating(self, done, total):
+        """While it lasts."""
+
+    def saved(self, state):
+        """After the checkpoint was written."""
+
+
+class Trainer:
+    """Trains a backend's model, from where `state` stands to the end.
+
+    data: corpus.load.Data. settings: completed Settings. rng: the run's generator, which is only
+    stored. run: a Run to keep it in, or None. stop: returns the name of a reason to stop, or None;
+    asked after each step. sampler: called with the step when samples are due.
     """
-    for step in range(num_steps):
-        rate = learning_rate * (1 - step / num_steps)
-        loss = backend.step(batch_of(step), rate, f"{seed} {step} dropout")
+
+    def __init__(self, backend, data, settings, rng, run=None, state=None, report=None,
+                 stop=None, sampler=None, clock=time.monotonic):
+        self.backend, self.data, self.settings, self.rng = backend, data, settings, rng
+        self.run, self.state, self.report = run, state or State(), report or Report()
+        self.stop, self.sampler, self.clock = stop or (lambda: None), sampler, clock
+        self.log = []
+        self.characters = characters_of_tokens(data.tokenizer)
+        self.kept = None  # where the state stood when it was last saved
+        self.started = self.saved_at = clock()
+        if run and self.state.step:
+            self.log = [line for line in run.log() if line["step"] <= self.state.evaluated]
+            run.write_log(self.log)
+
+    def train(self):
+        """Returns why it ended: "done", "patience", "time", or what stop() said.
+
+        ValueError, and the last good checkpoint kept, when the loss is no longer finite.
+        """
+        if self.state.step == 0:
+            self.save()
+        while True:
+            reason = self.stop()
+            try:
+                if not reason:
+                    self.look()
+                    reason = self.reason_to_end()
+            except Interrupted:
+                reason = self.stop()
+            if reason:
+                break
+            self.step()
+        self.save()
+        return reason
+
+    def reason_to_end(self):
+        settings, state = self.settings, self.state
+        if state.step >= settings.num_steps:
+            return "done"
+        if settings.patience and state.stale >= settings.patience:
+            return "patience"
+        if settings.max_time and self.clock() - self.started >= settings.max_time:
+            self.evaluate()
+            return "time"
+        return self.stop()
+
+    def step(self):
+        settings, state = self.settings, self.state
+        batch = self.data.batch(state.step, settings.batch_size, settings.block_size,
+                                settings.seed)
+        rate = learning_rate(state.step, settings.num_steps, settings.learning_rate,
+                             settings.schedule, settings.warmup_steps, settings.min_learning_rate)
+        start = self.clock()
+        loss = self.backend.step(batch, rate, f"{settings.seed} {state.step} dropout",
+                                 settings.micro_batch)
         if not math.isfinite(loss):
-            raise ValueError(f"the loss became {loss} at step {step + 1}; lower --learning-rate")
-        yield loss
+            raise ValueError(self.no_longer_finite(f"the loss became {loss}", state.step + 1))
+        seconds = self.clock() - start
+        tokens = sum(map(len, batch)) - len(batch)
+        state.step, state.tokens = state.step + 1, state.tokens + tokens
+        state.seconds += seconds
+        state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+        self.report.step(state, loss, state.tokens / state.seconds if state.seconds else 0.0)
+        if self.clock() - self.saved_at >= SAVE_EVERY:
+            self.save()
+
+    def no_longer_finite(self, what, step):
+        kept = ""
+        if self.run:
+            kept = f"; {self.run.path} keeps the model of the last good checkpoint"
+        return (f"{what} at step {step}{kept}; try a lower --learning-rate, --grad-clip 1, or "
+                "--warmup-steps 100")
+
+    # ---- now and then
+
+    def look(self):
+        """Evaluates and samples where that is due at this step and was not done yet."""
+        settings, step = self.settings, self.state.step
+        if step == settings.num_steps or step and step % settings.interval == 0:
+            self.evaluate()
+        if self.sampler and settings.sample_every and step and self.state.sampled != step and (
+                step % settings.sample_every == 0):
+            self.sampler(step)
+            self.state.sampled = step
+
+    def evaluating(self, done, total):
+        if self.stop():
+            raise Interrupted
+        self.report.evaluating(done, total)
+
+    def evaluate(self):
+        """Measures the loss on held-out text and on as many tokens of the text that was learned."""
+        settings, state, data = self.settings, self.state, self.data
+        if state.evaluated == state.step:
+            return
+        held_out, found = len(data.validation) > 0, None
+        limit = evaluation_tokens(settings, data)
+        if held_out:
+            found = evaluate(self.backend, data.validation, data.is_stream, limit,
+                             self.characters, self.evaluating)
+            limit = found.tokens
+        learned = evaluate(self.backend, data.train, data.is_stream, limit, self.characters,
+                           self.evaluating)
+        if not math.isfinite((found or learned).loss + learned.loss):
+            raise ValueError(self.no_longer_finite("the loss is no longer a finite number",
+                                                   state.step))
+        state.evaluated = state.step
+        line = self.line_of(learned, found)
+        self.log.append(line)
+        state.loss_sum, state.loss_count = 0.0, 0
+        best = held_out and found.loss < state.best_loss
+        if best:
+            state.best_step, state.best_loss, state.stale = state.step, found.loss, 0
+        elif held_out:
+            state.stale += 1
+        if self.run:  # in this order: a line that no checkpoint has caught up with is cut again
+            self.run.write_log(self.log)
+            self.run.draw(self.log)
+            if best:
+                self.run.save_best(self.backend, state)
+            self.save()
+        self.report.evaluation(line)
+
+    def line_of(self, learned, found):
+        """Returns an evaluation as log.jsonl has it; losses in nats a token."""
+        state, settings = self.state, self.settings
+        shown = found or learned
+        rate = learning_rate(state.step, settings.num_steps, settings.learning_rate,
+                             settings.schedule, settings.warmup_steps, settings.min_learning_rate)
+        return {"step": state.step, "train_loss": learned.loss,
+                "val_loss": found.loss if found else None,
+                "bits_per_character": shown.bits_per_character,
+                "eval_tokens": shown.tokens, "whole": shown.whole,
+                "loss": state.loss_sum / state.loss_count if state.loss_count else None,
+                "learning_rate": rate, "tokens": state.tokens, "seconds": round(state.seconds, 3),
+                "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else 0}
+
+    def save(self):
+        """Writes the checkpoint, where there is a run to keep."""
+        self.saved_at = self.clock()
+        standing = (self.state.step, self.state.evaluated, self.state.sampled)
+        if not self.run or standing == self.kept:
+            return
+        try:
+            self.run.save_last(self.backend, self.state, self.rng)
+        except NotFinite as error:
+            raise ValueError(self.no_longer_finite(str(error), self.state.step)) from None
+        self.kept = standing
+        self.report.saved(self.state)
+
+
+def sample_seed(seed, step):
+    """Returns the generator of the samples on the way, which leaves the run's own alone."""
+    return random.Random(f"{seed} {step} sample")

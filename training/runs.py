@@ -1,0 +1,399 @@
+"""A run's folder: all that is needed to look at a run, to use its model, and to go on.
+
+    config.json         what the run was told, its data, and what a repeat needs beyond the seed
+    tokenizer.json
+    last.safetensors    weights and the optimizer's state: the checkpoint, whole in one file
+    best.safetensors    the weights with the lowest loss on held-out text
+    log.jsonl           a line an evaluation
+    samples.txt, loss.svg
+
+Every file is written whole or not at all, so a process may be killed at any moment. A folder that
+comes from a stranger is data: sizes are checked before memory is taken, nothing in it is run, and
+nothing outside it is written.
+"""
+import json
+import math
+import os
+import random
+import re
+import stat
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from microgpt import backends, tokenizers
+from microgpt.corpus.cache import write_atomically
+from microgpt.nn.weights import weight_shapes
+from microgpt.training import checkpoint, curve
+from microgpt.training.lock import Lock
+from microgpt.training.settings import settings_of
+
+FORMAT = 1
+LARGEST_JSON = 1 << 24  # bytes
+LARGEST_SIZE, MOST_LAYERS = 1 << 20, 1 << 12  # of a model that is read: far beyond any real one
+NAME = re.compile(r"[^\W_][^/\\:*?\"<>|\x00-\x1f]{0,99}")
+SLOT = "optimizer."  # stands before slot and weight: optimizer.m.wte
+
+
+def runs_folder():
+    """Returns the folder of all runs: `runs` where the command runs, or $MICROGPT_RUNS."""
+    return Path(os.environ.get("MICROGPT_RUNS") or "runs")
+
+
+@dataclass
+class State:
+    """Where a run stands, beside weights and optimizer: all that the loop must remember."""
+    step: int = 0                   # steps done
+    tokens: int = 0                 # targets that were learned from
+    seconds: float = 0.0            # of training, without evaluations
+    evaluated: int = -1             # the step of the last evaluation
+    sampled: int = -1               # and of the last samples on the way
+    best_step: int = -1
+    best_loss: float = math.inf     # the lowest validation loss so far
+    stale: int = 0                  # evaluations since
+    loss_sum: float = 0.0           # of the steps since the last evaluation
+    loss_count: int = 0
+
+
+# ---- Files of strangers --------------------------------------------------------------------------
+
+
+def read_json(path, kind=dict):
+    """Returns what a JSON file holds; ValueError, in a line, unless it is of this kind."""
+    try:
+        value = json.loads(read_text(path, LARGEST_JSON))
+    except RecursionError:
+        raise ValueError(f"{path} is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} is damaged: it holds a {type(value).__name__}")
+    return value
+
+
+def read_text(path, at_most):
+    """Returns the text of a regular file; ValueError for any other, or a larger one."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{path} is not a file")
+        with open(path, "rb") as file:
+            content = file.read(at_most + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    if len(content) > at_most:
+        raise ValueError(f"it is larger than {at_most:,} bytes")
+    return content.decode("utf-8")
+
+
+def parse_state(text, path):
+    """Returns the State in a checkpoint's metadata; ValueError if it is none."""
+    try:
+        values = json.loads(text)
+        state = State(**values)
+        for name, value in asdict(state).items():
+            if type(value) not in (int, float) or (
+                    isinstance(getattr(State, name), int) and type(value) is not int) or value < -1:
+                raise ValueError(f"{name} is {value!r:.40}")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its state is not one: {error}") from None
+    return state
+
+
+def parse_random(text, path):
+    """Returns a generator in the stored state; ValueError if it is none."""
+    rng = random.Random()
+    try:
+        version, numbers, gauss = json.loads(text)
+        rng.setstate((version, tuple(numbers), gauss))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it holds no state of random numbers: {error}"
+                         ) from None
+    return rng
+
+
+# ---- A run ---------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run's folder. `open_run`, `find` and `create` make one."""
+
+    def __init__(self, path, about):
+        """about: what config.json holds, already checked."""
+        self.path, self.about = Path(path), about
+        self.settings = settings_of(about["settings"])
+        self.config = self.settings.config(about["vocab_size"])
+        self.lock = Lock(self.path / "lock")
+        self._tokenizer = None
+
+    @property
+    def name(self):
+        return self.path.name
+
+    @property
+    def is_stream(self):
+        return self.about["data"]["mode"] == "stream"
+
+    @property
+    def tokenizer(self):
+        """The run's tokenizer; ValueError where its file is damaged, or another's."""
+        if self._tokenizer is None:
+            path = self.path / "tokenizer.json"
+            found = tokenizers.load(path)
+            if found.hash != self.about["tokenizer_hash"]:
+                raise ValueError(f"{path}: this is not the tokenizer that the run {self.name} was "
+                                 f"trained with: its model has {self.config.vocab_size} tokens of "
+                                 "another vocabulary; put the run's own file back")
+            self._tokenizer = found
+        return self._tokenizer
+
+    # ---- writing
+
+    def write(self, name, content):
+        """Writes a file of the run, whole or not at all; ValueError where that fails."""
+        try:
+            write_atomically(self.path / name, content)
+        except OSError as error:
+            raise ValueError(_not_written(self.path / name, error)) from None
+
+    def write_about(self):
+        self.write("config.json", json.dumps(self.about, indent=1) + "\n")
+
+    def write_log(self, lines):
+        self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def draw(self, lines):
+        """Writes loss.svg; counting is drawn beside it where characters can be compared."""
+        last, levels = lines[-1], []
+        bits = last["bits_per_character"]
+        if bits and self.about.get("baselines"):
+            loss = last["train_loss"] if last["val_loss"] is None else last["val_loss"]
+            per_token = loss / (bits * math.log(2))  # characters a token
+            levels = [(name, value * per_token) for name, value in self.about["baselines"].items()
+                      if type(value) is float]
+        self.write("loss.svg", curve.to_svg(lines, self.name, levels))
+
+    def _checkpoint(self, name, tensors, metadata):
+        try:
+            checkpoint.write(self.path / name, tensors, metadata)
+        except OSError as error:
+            raise ValueError(_not_written(self.path / name, error)) from None
+
+    def save_last(self, backend, state, rng):
+        """Writes the checkpoint: weights, the optimizer's state, where the run stands.
+
+        rng: the run's generator. ValueError, and the one before left, if a weight is not finite,
+        or the disk is full.
+        """
+        weights, memory = backend.snapshot()
+        if not all_finite(weights):
+            raise NotFinite("a weight is no longer a finite number")
+        version, numbers, gauss = rng.getstate()
+        metadata = {"format": f"microgpt checkpoint {FORMAT}", "state": json.dumps(asdict(state)),
+                    "random": json.dumps([version, numbers, gauss]),
+                    "optimizer_step": str(memory["step"])}
+        slots = {f"{SLOT}{slot}.{name}": rows for slot, tensors in memory.items()
+                 if slot != "step" for name, rows in tensors.items()}
+        self._checkpoint("last.safetensors", {**weights, **slots}, metadata)
+
+    def save_best(self, backend, state):
+        """Writes the weights alone."""
+        weights, _ = backend.snapshot()
+        metadata = {"format": f"microgpt weights {FORMAT}", "step": str(state.best_step),
+                    "val_loss": repr(state.best_loss)}
+        self._checkpoint("best.safetensors", weights, metadata)
+
+    def remove_temporary(self):
+        """Removes what a process that was killed while writing has left; call it with the lock."""
+        for path in self.path.glob(".*.*.*"):
+            if re.fullmatch(r"\.(config\.json|tokenizer\.json|log\.jsonl|samples\.txt|loss\.svg|"
+                            r"(last|best)\.safetensors)\.\w{8}", path.name):
+                path.unlink()
+
+    # ---- reading
+
+    def load_last(self):
+        """Returns (weights, the optimizer's state, State, rng); ValueError where it is damaged."""
+        path = self.path / "last.safetensors"
+        tensors, metadata = checkpoint.read(path)
+        for name in ("state", "random", "optimizer_step"):
+            if name not in metadata:
+                raise ValueError(f"{path}: its metadata has no {name}, so it is no checkpoint to "
+                                 "go on from")
+        weights, memory = {}, {"step": _whole(metadata["optimizer_step"], path)}
+        for name, rows in tensors.items():
+            if not name.startswith(SLOT):
+                weights[name] = rows
+                continue
+            slot, _, weight = name[len(SLOT):].partition(".")
+            memory.setdefault(slot, {})[weight] = rows
+        return (weights, memory, parse_state(metadata["state"], path),
+                parse_random(metadata["random"], path))
+
+    def weights(self, which="best"):
+        """Returns (weights, the step they are of); best: the last where there is no best."""
+        name = f"{which}.safetensors"
+        if which == "best" and not (self.path / name).exists():
+            name = "last.safetensors"
+        tensors, metadata = checkpoint.read(self.path / name)
+        weights = {name: rows for name, rows in tensors.items() if not name.startswith(SLOT)}
+        if "state" in metadata:
+            return weights, parse_state(metadata["state"], self.path / name).step
+        return weights, _whole(metadata.get("step", ""), self.path / name)
+
+    def backend(self, name=None, which="best", **settings):
+        """Returns a backend with the run's model in it, for use rather than training.
+
+        name: of backends.BACKENDS; without one, torch where the run was torch's and torch is here,
+        else matrix. settings: of the backend, such as device. ValueError for a model that is not
+        the config's.
+        """
+        if name is None:
+            name = "matrix" if self.settings.backend == "scalar" else self.settings.backend
+        try:
+            cls = backends.load(name)
+        except backends.NotInstalled:
+            cls = backends.load("matrix")
+            settings = {}
+        weights, _ = self.weights(which)
+        self.check(weights)
+        return cls(self.config.without_dropout(), weights, **settings)
+
+    def check(self, weights):
+        """Raises ValueError, with the file's folder named, unless weights are this model's."""
+        if self.config.n_layer * 6 > len(weights) and self.config.model == "gpt":
+            raise ValueError(f"{self.path}: config.json says {self.config.n_layer} layers, and "
+                             f"the weights are {len(weights)} tensors: they are another model's")
+        shapes = {name: (len(rows), len(rows[0])) for name, rows in weights.items()}
+        for name, shape in weight_shapes(self.config).items():
+            if shapes.get(name) != shape:
+                raise ValueError(f"{self.path}: {name} is {shapes.get(name, 'missing')}, and "
+                                 f"config.json says {shape}: the weights are another model's")
+
+    def log(self):
+        """Returns the lines of log.jsonl, dicts; without the file, none."""
+        path = self.path / "log.jsonl"
+        if not path.exists():
+            return []
+        try:
+            lines = [json.loads(line) for line in read_text(path, LARGEST_JSON).splitlines()]
+            if not all(isinstance(line, dict) and type(line.get("step")) is int for line in lines):
+                raise ValueError("a line is not an evaluation")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}; without it, the run goes on") from None
+        return lines
+
+
+class NotFinite(ValueError):
+    """The model has become useless: what it would have saved is not worth the name."""
+
+
+def all_finite(tensors):
+    """Returns whether no number of name -> rows is infinite or nan."""
+    return all(math.isfinite(sum(row)) for rows in tensors.values() for row in rows)
+
+
+def _whole(text, path):
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{path} is damaged: {text!r:.40} is no number of steps") from None
+
+
+def _not_written(path, error):
+    return (f"{path} could not be written: {error.strerror or error}; what stood there before is "
+            "whole; make room, or take another folder with --name PATH or MICROGPT_RUNS")
+
+
+# ---- All runs ------------------------------------------------------------------------------------
+
+
+def create(name, automatic, about, tokenizer):
+    """Returns a new Run, its folder made, config.json and tokenizer.json in it, and locked.
+
+    name: what the user calls it, a name in runs_folder() or a path; None: `automatic`. A name that
+    is taken gets a number. ValueError where nothing can be written.
+    """
+    parent, stem = runs_folder(), name or automatic
+    if name and (os.sep in name or "/" in name):
+        parent, stem = Path(name).parent, Path(name).name
+    if not NAME.fullmatch(stem) or stem.rstrip(". ") != stem:
+        raise ValueError(f"--name {stem!r}: it takes letters, digits, spaces and most signs, a "
+                         "letter or digit first, 100 at most")
+    for number in range(1, 1_000_000):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+            break
+        except FileExistsError:
+            if not path.exists():
+                raise ValueError(f"{parent} is not a folder; name another with --name PATH "
+                                 "or MICROGPT_RUNS") from None
+        except OSError as error:
+            raise ValueError(f"{path} could not be made: {error.strerror}; name a folder that can "
+                             "be written with --name PATH or MICROGPT_RUNS, or keep nothing with "
+                             "--no-save") from None
+    run = Run(path, {"format": FORMAT, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about})
+    run.lock.__enter__()
+    run.write("tokenizer.json", tokenizer.to_json())
+    run._tokenizer = tokenizer
+    run.write_about()
+    return run
+
+
+def open_run(path):
+    """Returns the Run in a folder; ValueError, in a line, where there is none, or a damaged one."""
+    file = Path(path) / "config.json"
+    about = read_json(file)
+    try:
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is {about['format']!r:.20}, and this microgpt reads "
+                             f"{FORMAT}")
+        if about["data"]["mode"] not in ("lines", "paragraphs", "stream"):
+            raise ValueError(f"its documents are {about['data']['mode']!r:.20}")
+        run = Run(path, about)
+        sizes = asdict(run.config)
+        for name in ("vocab_size", "n_embd", "n_head", "block_size"):
+            if sizes[name] > LARGEST_SIZE:
+                raise ValueError(f"its {name} is {sizes[name]}, and the largest is {LARGEST_SIZE}")
+        if sizes["n_layer"] > MOST_LAYERS:
+            raise ValueError(f"its n_layer is {sizes['n_layer']}, and the most are {MOST_LAYERS}")
+        if not isinstance(about["tokenizer_hash"], str):
+            raise ValueError("its tokenizer_hash is no text")
+    except KeyError as error:
+        raise ValueError(f"{file} is damaged: it has no {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    return run
+
+
+def all_runs(folder=None):
+    """Returns the paths of all runs in a folder, the one last written to first."""
+    folder = Path(folder or runs_folder())
+    found = []
+    for path in folder.glob("*/config.json"):
+        newest = max((file.stat().st_mtime for name in ("config.json", "last.safetensors")
+                      for file in [path.parent / name] if file.exists()))
+        found.append((newest, path.parent))
+    return [path for _, path in sorted(found, key=lambda pair: (-pair[0], pair[1].name))]
+
+
+def find(name=None):
+    """Returns the Run of a name in runs_folder(), or of a path; without one, the latest.
+
+    ValueError, which names the runs that there are, where there is none.
+    """
+    paths = all_runs()
+    if name is None:
+        if not paths:
+            raise ValueError(f"there is no run in {runs_folder()} yet: `python3 microgpt.py` "
+                             "trains one, and --run takes the path of another")
+        return open_run(paths[0])
+    for path in (Path(name), runs_folder() / name):
+        if (path / "config.json").exists():
+            return open_run(path)
+    names = [path.name for path in paths]
+    known = ", ".join(names[:5]) + ", ..." * (len(names) > 5) if names else "none yet"
+    raise ValueError(f"there is no run {name!r}; in {runs_folder()} there are: {known}")
