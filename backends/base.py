@@ -17,6 +17,7 @@ from microgpt.nn.gpt import gpt
 from microgpt.nn.weights import check_weights, weight_shapes
 
 FORWARD = {"gpt": gpt, "bigram": bigram}
+HEAD = {"gpt": "lm_head", "bigram": "bigram"}  # the weights that make the logits
 
 
 class Backend:
@@ -77,9 +78,31 @@ class Backend:
         raise NotImplementedError(f"{type(self).__name__} does not train")
 
     def decoder(self):
-        """Returns a function: a token in, the logits of the next out (V floats). It remembers the
-        tokens before by their keys and values, block_size at most; make a new one after a step."""
+        """Returns a function: one or more tokens in, the logits after the last out (V floats).
+
+        It remembers the tokens before by their keys and values, block_size at most; make a new one
+        after a step. The list of logits is the caller's own.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not decode")
+
+    def batch_decoder(self, count):
+        """Returns a decoder of many texts at once, all equally long.
+
+        It is a function of `count` lists of tokens, equally many in each: what follows in each
+        text. It returns for each the logits after the last. Texts that have ended are left out by
+        keep, the places of the others among those of the call before: decode(rows, keep).
+
+        Here it is one decoder a text; a backend that computes in batches has something faster.
+        """
+        decoders = [self.decoder() for _ in range(count)]
+
+        def decode(rows, keep=None):
+            nonlocal decoders
+            chosen = decoders if keep is None else [decoders[i] for i in keep]
+            check_rows(chosen, rows)
+            decoders = chosen
+            return [decode(*tokens) for decode, tokens in zip(decoders, rows)]
+        return decode
 
     def optimizer_state(self):
         """Returns what the optimizer remembers: {"step": number, slot: name -> rows}.
@@ -137,13 +160,24 @@ def part_seed(seed, index):
     return f"{seed} part {index}" if index else seed
 
 
-def check_token(config, position, token):
-    """Raises ValueError unless a decoder has room for one more token, and the token exists."""
-    if not 0 <= token < config.vocab_size:
-        raise ValueError(f"token is {token}: the vocabulary has 0 to {config.vocab_size - 1}")
-    if position >= config.block_size:
-        raise ValueError(f"the decoder has seen block_size, {config.block_size}, tokens: there is "
-                         "no position for one more")
+def check_tokens(config, position, tokens):
+    """Raises ValueError unless a decoder has room for the tokens, and all of them exist."""
+    if not tokens:
+        raise ValueError("no token for the decoder: it takes one or more")
+    for token in tokens:
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(f"token is {token}: the vocabulary has 0 to {config.vocab_size - 1}")
+    if position + len(tokens) > config.block_size:
+        raise ValueError(f"the decoder has seen {position} of block_size, {config.block_size}, "
+                         f"tokens: there is no position for {len(tokens)} more")
+
+
+def check_rows(texts, rows):
+    """Raises ValueError unless there are equally many new tokens for each text of a decoder."""
+    lengths = [*map(len, rows)]
+    if len(lengths) != len(texts) or len(set(lengths)) != 1:
+        raise ValueError(f"new tokens for {len(lengths)} texts, of lengths {sorted(set(lengths))}: "
+                         f"the decoder takes equally many for each of its {len(texts)} texts")
 
 
 def check_batch(config, batch):

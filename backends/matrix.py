@@ -1,6 +1,8 @@
 """The matrix backend: engine/matrix.py computes, plain Python, nothing to install."""
-from microgpt.backends.base import (FORWARD, Backend, check_batch, check_token, micro_batches,
-                                     part_seed)
+import operator
+
+from microgpt.backends.base import (FORWARD, HEAD, Backend, check_batch, check_tokens,
+                                     micro_batches, part_seed)
 from microgpt.engine import matrix, optim
 from microgpt.engine.matrix import Matrix
 from microgpt.nn.dropout import DropoutMasks
@@ -34,18 +36,57 @@ class MatrixOps:
                                   for row in self.masks.rows(site, (index,), T, width)])
 
 
-class CachedOps(MatrixOps):
-    """The ops for one token at a time: attention keeps the keys and values of those before."""
+class CachedOps:
+    """The ops for decoding, on plain rows and without a graph: a row for each new token, and what
+    attention needs of those before is kept.
 
-    def __init__(self):
-        super().__init__([1])
-        self.cache = {}
+    head: the rows of the table that makes the logits, which are computed for the last token only.
+    """
+
+    def __init__(self, head):
+        self.head = head
+        self.cache = {}  # site -> for each head (its keys, T rows of D; its values, D columns of T)
+
+    def embed(self, table, ids):
+        return [table[i] for i in (ids[-1:] if table is self.head else ids)]
+
+    def linear(self, x, w):
+        return matrix.products(x[-1:] if w is self.head else x, w)
+
+    @staticmethod
+    def add(x, y):
+        return [list(map(operator.add, *pair)) for pair in zip(x, y)]
+
+    @staticmethod
+    def relu(x):
+        return [[0.0 if a <= 0.0 else a for a in row] for row in x]
+
+    @staticmethod
+    def rmsnorm(x):
+        C, mul = len(x[0]), operator.mul
+        scales = [(sum(map(mul, row, row)) / C + 1e-5) ** -0.5 for row in x]
+        return [[s * a for a in row] for s, row in zip(scales, x)]
 
     def attention(self, q, k, v, n_head, site):
-        keys, values = self.cache.setdefault(site, ([], []))
-        keys += k.rows
-        values += v.rows
-        return Matrix([matrix.attend(q.rows[0], keys, values, n_head)])
+        D = len(q[0]) // n_head
+        if site not in self.cache:
+            self.cache[site] = [([], [[] for _ in range(D)]) for _ in range(n_head)]
+        scale, out = D ** -0.5, []
+        for query, key, value in zip(q, k, v):
+            heads, low = [], 0
+            for keys, columns in self.cache[site]:
+                part = slice(low, low + D)
+                low += D
+                keys.append(key[part])
+                for column, number in zip(columns, value[part]):
+                    column.append(number)
+                heads += matrix.attend([scale * a for a in query[part]], keys, columns)
+            out.append(heads)
+        return out
+
+    @staticmethod
+    def dropout(x, site):
+        return x
 
 
 def added(total, grads, share):
@@ -103,13 +144,12 @@ class MatrixBackend(Backend):
         return loss
 
     def decoder(self):
-        ops, weights = CachedOps(), {name: Matrix(rows) for name, rows in self._weights.items()}
-        forward, position = FORWARD[self.config.model], 0
+        weights, position = self._weights, 0
+        forward, ops = FORWARD[self.config.model], CachedOps(weights[HEAD[self.config.model]])
 
-        def decode(token):
+        def decode(*tokens):
             nonlocal position
-            check_token(self.config, position, token)
-            logits = forward(ops, weights, self.config, [token], [position])
-            position += 1
-            return list(logits.rows[0])
+            check_tokens(self.config, position, tokens)
+            start, position = position, position + len(tokens)
+            return list(forward(ops, weights, self.config, tokens, range(start, position))[-1])
         return decode

@@ -22,8 +22,8 @@ except ModuleNotFoundError as error:
                       "--backend matrix works now") from None
 from torch.nn import functional as F
 
-from microgpt.backends.base import (FORWARD, Backend, check_batch, check_state, check_token,
-                                     micro_batches, part_seed)
+from microgpt.backends.base import (FORWARD, HEAD, Backend, check_batch, check_rows, check_state,
+                                     check_tokens, micro_batches, part_seed)
 from microgpt.engine import optim
 from microgpt.nn.weights import check_weights, weight_shapes
 
@@ -159,17 +159,41 @@ class TorchOps:
 
 
 class CachedOps(TorchOps):
-    """The ops for one token at a time: attention keeps the keys and values of those before."""
+    """The ops for decoding: the new tokens only, B x n of them; of those before, attention keeps
+    the keys and values, B x H x T x D, written into memory that is there from the start.
 
-    def __init__(self):
+    head: the table that makes the logits, which are computed for the last token only. T: the
+    model's block_size.
+    """
+
+    def __init__(self, head, T):
         super().__init__()
-        self.cache = {}
+        self.head, self.T, self.cache = head, T, {}
+        self.start = self.end = 0  # where in the texts the new tokens stand
+
+    def embed(self, table, ids):
+        return TorchOps.embed(table, ids[:, -1:] if table is self.head else ids)
+
+    def linear(self, x, w):
+        return TorchOps.linear(x[:, -1:] if w is self.head else x, w)
 
     def attention(self, q, k, v, n_head, site):
-        if site in self.cache:
-            k, v = (torch.cat(pair, 1) for pair in zip(self.cache[site], (k, v)))
-        self.cache[site] = k, v
-        return self.attend(q, k, v, n_head, site)  # the past is all there is: nothing to mask
+        q, k, v = (x.unflatten(-1, (n_head, -1)).transpose(1, 2) for x in (q, k, v))
+        if site not in self.cache:
+            self.cache[site] = [x.new_empty(*x.shape[:2], self.T, x.shape[3]) for x in (k, v)]
+        for memory, x in zip(self.cache[site], (k, v)):
+            memory[:, :, self.start:self.end] = x
+        k, v = (memory[:, :, :self.end] for memory in self.cache[site])
+        count, mask = self.end - self.start, None  # a lone token sees all there is
+        if count > 1:
+            mask = torch.ones(count, self.end, dtype=torch.bool, device=q.device).tril(self.start)
+        heads = F.scaled_dot_product_attention(q, k, v, mask)  # fast, with nothing to go back
+        return heads.transpose(1, 2).flatten(-2)
+
+    def keep(self, places):
+        """Forgets all texts but those at some places."""
+        self.cache = {site: [memory[places] for memory in pair]
+                      for site, pair in self.cache.items()}
 
 
 # ---- Dropout: the multipliers of activations (B x T x C) and attention weights (B x H x T x T) ---
@@ -338,8 +362,8 @@ class TorchBackend(Backend):
     """A model in PyTorch.
 
     device: auto (CUDA, else MPS, else the CPU), or a name of devices(). dtype: auto (float32),
-    float32 or float64. threads: of this process, on a CPU. ValueError for what is not here. `device`
-    and `dtype` say what was taken.
+    float32 or float64. threads: of this process, on a CPU. ValueError for what is not here.
+    `device` and `dtype` say what was taken.
     """
 
     name = "torch"
@@ -435,16 +459,28 @@ class TorchBackend(Backend):
         return loss.item()
 
     def decoder(self):
-        ops, forward, position = CachedOps(), FORWARD[self.config.model], 0
+        decode = self.batch_decoder(1)
+        return lambda *tokens: decode([tokens])[0]
 
-        @torch.no_grad()
-        def decode(token):
-            nonlocal position
-            check_token(self.config, position, token)
-            token, place = torch.tensor([[token], [position]], device=self.device)
-            logits = forward(ops, self._weights, self.config, token[None], place)
-            position += 1
-            return logits[0, 0].tolist()
+    def batch_decoder(self, count):
+        config, texts = self.config, range(count)
+        forward, ops = FORWARD[config.model], CachedOps(self._weights[HEAD[config.model]],
+                                                        config.block_size)
+        places = torch.arange(config.block_size, device=self.device)
+
+        @torch.inference_mode()
+        def decode(rows, keep=None):
+            nonlocal texts
+            check_rows(texts if keep is None else keep, rows)
+            for tokens in rows:
+                check_tokens(config, ops.end, tokens)
+            if keep is not None:
+                ops.keep(keep)
+                texts = range(len(keep))
+            ops.start, ops.end = ops.end, ops.end + len(rows[0])
+            logits = forward(ops, self._weights, config, torch.tensor(rows, device=self.device),
+                             places[ops.start:ops.end])
+            return logits[:, -1].tolist()
         return decode
 
     def optimizer_state(self):

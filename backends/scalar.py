@@ -4,7 +4,7 @@ The file's Value, gpt, mean_loss and Adam run here, looked up in the file at eac
 edits them there sees every run change. Only the loop around them is another.
 """
 import microgpt
-from microgpt.backends.base import Backend, check_batch, check_token, micro_batches
+from microgpt.backends.base import Backend, check_batch, check_tokens, micro_batches
 from microgpt.engine import optim
 from microgpt.nn.weights import check_weights, weight_shapes
 
@@ -114,11 +114,12 @@ class ScalarBackend(Backend):
     def decoder(self):
         gpt, cache, position = self._gpt(), self._cache(), 0
 
-        def decode(token):
+        def decode(*tokens):
             nonlocal position
-            check_token(self.config, position, token)
-            logits = gpt(token, position, cache, self._values, self.config)
-            position += 1
+            check_tokens(self.config, position, tokens)
+            for token in tokens:
+                logits = gpt(token, position, cache, self._values, self.config)
+                position += 1
             return [logit.data for logit in logits]
         return decode
 

@@ -5,7 +5,7 @@ import random
 import microgpt
 from microgpt.cli import arguments
 from microgpt.nn.config import DEFAULTS
-from microgpt.nn.sampling import sample
+from microgpt.nn.sampling import SamplingSettings, sample
 
 
 def make_parser():
@@ -27,6 +27,6 @@ def run(args):
     backend, tokenizer = arguments.backend_of_run(args, chosen), chosen.tokenizer
     rng = random.Random(args.seed)
     for i in range(args.num_samples):
-        text = sample(backend.decoder(), tokenizer, chosen.config.block_size, args.temperature, rng,
+        text = sample(backend, tokenizer, SamplingSettings(args.temperature), rng,
                       chosen.is_stream)
         print(f"sample {i + 1:2d}: {text}", flush=True)

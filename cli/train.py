@@ -12,7 +12,7 @@ from microgpt.cli.progress import Watch, duration, losses_of
 from microgpt.corpus import sources
 from microgpt.corpus.load import load
 from microgpt.nn import count_parameters, init_weights
-from microgpt.nn.sampling import sample
+from microgpt.nn.sampling import SamplingSettings, sample
 from microgpt.training import costs, runs
 from microgpt.training.baselines import baselines
 from microgpt.training import settings as run_settings
@@ -232,8 +232,8 @@ class Session:
             f"{text}\n" for text in samples))
 
     def new_sample(self, rng):
-        return sample(self.backend.decoder(), self.data.tokenizer, self.settings.block_size,
-                      self.settings.temperature, rng, self.data.is_stream)
+        return sample(self.backend, self.data.tokenizer,
+                      SamplingSettings(self.settings.temperature), rng, self.data.is_stream)
 
     def sample_on_the_way(self, step):
         text = self.new_sample(sample_seed(self.settings.seed, step))

@@ -315,21 +315,18 @@ def attention(q, k, v, n_head, lengths, masks=None):
     return Matrix(out, (q, k, v), push)
 
 
-def attend(query, keys, values, n_head):
-    """Returns attention's output for the last token alone: C floats, from C floats and T x C rows.
+def attend(query, keys, value_columns):
+    """Returns the output of one head for one token: D floats, without a graph, for decoding.
 
-    What `attention` computes for that token, without a graph: for decoding.
+    query: D floats, scaled already. keys: T rows of D. value_columns: D columns of T. T of them is
+    what the token sees, itself the last.
     """
-    D, out = len(query) // n_head, []
-    scale = D ** -0.5
-    for low in range(0, len(query), D):
-        part = slice(low, low + D)
-        scores = products([[scale * a for a in query[part]]], [row[part] for row in keys])[0]
-        biggest = max(scores)
-        exps = [math.exp(score - biggest) for score in scores]
-        inverse = 1.0 / sum(exps)
-        out += products([[e * inverse for e in exps]], columns([row[part] for row in values]))[0]
-    return out
+    exp = math.exp
+    scores = products_for(len(query))([query], keys)[0]
+    biggest = max(scores)
+    exps = [exp(score - biggest) for score in scores]
+    inverse = 1.0 / sum(exps)
+    return [inverse * x for x in products_for(len(exps))([exps], value_columns)[0]]
 
 
 def cross_entropy(logits, targets):

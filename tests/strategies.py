@@ -147,10 +147,10 @@ def same(a, b, tolerance):
 
 @st.composite
 def configs(draw, model=st.just("gpt"), block_size=st.integers(1, 16), n_embd=st.integers(4, 32),
-            n_layer=st.integers(1, 3), dropout=st.just(0.0)):
+            n_layer=st.integers(1, 3), dropout=st.just(0.0), vocab_size=st.integers(2, 40)):
     """Configs of any size, the heads any divisor of n_embd."""
     C = draw(n_embd)
-    return GPTConfig(draw(st.integers(2, 40)), C,
+    return GPTConfig(draw(vocab_size), C,
                      draw(st.sampled_from([H for H in range(1, C + 1) if C % H == 0])),
                      draw(n_layer), draw(block_size), draw(model), draw(dropout))
 

@@ -573,7 +573,7 @@ def test_a_decoder_has_block_size_positions(name, model):
     decode = make(name, config, init_weights(config, random.Random(0))).decoder()
     for token in (0, 1, 2):
         assert len(decode(token)) == 5
-    with pytest.raises(ValueError, match="seen block_size, 3, tokens: there is no position for"):
+    with pytest.raises(ValueError, match="has seen 3 of block_size, 3, tokens: there is no"):
         decode(3)
 
 

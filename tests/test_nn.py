@@ -235,5 +235,5 @@ def test_examples_in_docstrings(name):
 
 
 def test_there_are_examples_in_docstrings():
-    for name in ("microgpt.nn.config", "microgpt.nn.weights"):
+    for name in ("microgpt.nn.config", "microgpt.nn.sampling", "microgpt.nn.weights"):
         assert doctest.testmod(importlib.import_module(name)).attempted > 0

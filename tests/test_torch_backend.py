@@ -380,7 +380,7 @@ def test_decoder_gives_the_logits_of_the_full_pass(config):
         rows.append(decode(token))
         other((token + 1) % config.vocab_size)  # has a past of its own
     assert worst(backend.logits([tokens])[0], rows) < FLOAT64["oracle"]
-    with pytest.raises(ValueError, match="has seen block_size, 7, tokens"):
+    with pytest.raises(ValueError, match="has seen 7 of block_size, 7, tokens"):
         decode(0)
 
 
