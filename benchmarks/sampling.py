@@ -65,7 +65,8 @@ def recomputed_text(backend, tokenizer, full):
     full: begin with as many tokens as that; else with a newline, as the others do.
     """
     from microgpt.nn import sampling
-    settings, rng, size = sampling.SamplingSettings(), sampling.sample_rng(42, 0), backend.config.block_size
+    settings, rng = sampling.SamplingSettings(), sampling.sample_rng(42, 0)
+    size = backend.config.block_size
     text = [0] * size if full else [0]
     while True:
         logits = backend.decoder()(*text[-size:])

@@ -124,7 +124,8 @@ def report(rounds, size, num_merges, few):
         "textbook_to_learn": round(median["textbook"] / median["learn as few"], 1),
         "encode_mb_per_second": round(size / 1e6 / median["encode"], 2)}
     print(f"\nlearning takes {figures['learn_to_rust']:.2f} x Rust's time (rounds: "
-          f"{min(both):.2f} to {max(both):.2f}), and the textbook {figures['textbook_to_learn']:.0f} x microgpt's")
+          f"{min(both):.2f} to {max(both):.2f}), and the textbook "
+          f"{figures['textbook_to_learn']:.0f} x microgpt's")
     return figures
 
 

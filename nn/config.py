@@ -53,7 +53,7 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
     def without_dropout(self):
-        """Returns the config of the same model when it is used, not trained: any backend runs it."""
+        """Returns the config of the model when it is used, not trained: any backend runs it."""
         return dataclasses.replace(self, dropout=0.0)
 
     @property

@@ -18,6 +18,7 @@ from microgpt.nn import GPTConfig, sampling
 from microgpt.nn.sampling import (
     SamplingSettings as Settings, TextStream, adjusted, choose, explain, generate,
     generate_choices, generate_many, probabilities, sample, sample_rng, stream_text, window_start)
+from microgpt.tokenizers.base import Tokenizer
 from strategies import Case, cases, configs, few, many, some
 
 each_backend = pytest.mark.parametrize("name", BACKENDS)
