@@ -6,11 +6,11 @@ weight gradients vanish, and what is not there cannot be wrong), on a ragged bat
 """
 import random
 
-from microgpt.engine.gradcheck import GRAPH_TOLERANCE as SLOPE_TOLERANCE
-from microgpt.engine.gradcheck import derivative, relative_errors
+from microgpt.engine.gradcheck import GRAPH_TOLERANCE, derivative, relative_errors
 from microgpt.nn.weights import weight_shapes
 
 TOLERANCE = 1e-9  # between engines, in float64
+SLOPE_TOLERANCE = GRAPH_TOLERANCE  # against finite differences of a whole model
 
 
 def random_weights(config, rng):

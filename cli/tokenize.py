@@ -101,8 +101,8 @@ def compare(args, text, docs, source):
             lossy = f"yes: {' '.join(names)}"
         print(f"{row['tokenizer']:<12}{row['vocab_size']:>10}{row['tokens']:>10}{ratio(row):>20}"
               f"  {lossy}")
-    for kind, error in lacking.items():
-        print(f"{kind:<12}{error}")
+    for kind, reason in lacking.items():
+        print(f"{kind:<12}{reason}")
 
 
 # ---- pieces for the eye --------------------------------------------------------------------------

@@ -338,7 +338,7 @@ def check_url(url):
         parts = urllib.parse.urlsplit(url.strip())
         host = parts.hostname or ""
         netloc = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-        parts.port  # raises ValueError for one that is no number
+        _ = parts.port  # raises ValueError for one that is no number
     except ValueError as error:  # UnicodeError is one
         raise FetchError(f"it is no URL ({error})") from None
     if parts.scheme.lower() not in ("http", "https"):

@@ -116,7 +116,7 @@ def distance_products(a, b):
     error is some 1e-16 |x| |y|, as of a sum.
     note: without the scaling, cancellation could cost half of the digits.
     """
-    dist, mul = math.dist, operator.mul
+    dist = math.dist
     b = [(size, row) for size, row in map(unit, b)]
     out = []
     for size, x in map(unit, a):

@@ -21,6 +21,7 @@ with the same numbers; what differs from torch is said where it does.
 """
 import math
 import operator
+from typing import Tuple
 
 # A weight's row and a gradient's are plain lists, changed by index: for so few numbers at a time
 # that is faster than building new lists, and nobody who holds a row loses it.
@@ -96,7 +97,7 @@ class Optimizer:
     has (`slot_names`) and how it updates one tensor (`update`).
     """
 
-    slot_names = ()
+    slot_names: Tuple[str, ...] = ()
 
     def __init__(self):
         self.t = 0  # steps done
@@ -209,7 +210,7 @@ class AdamW(Optimizer):
     Slots: m, the mean gradient, and v, the mean square (torch: exp_avg and exp_avg_sq).
     """
 
-    slot_names = ("m", "v")
+    slot_names: Tuple[str, ...] = ("m", "v")
 
     def __init__(self, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0):
         require_fraction("beta1", beta1)

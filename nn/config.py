@@ -1,11 +1,11 @@
 """What a model is: its sizes and options, in one frozen object that is checked when it is built."""
 import dataclasses
 import math
-from typing import Optional
+from typing import Any, Dict, Optional
 
 import microgpt
 
-DEFAULTS = {name: default for name, default, _ in microgpt.FLAGS}
+DEFAULTS: Dict[str, Any] = {name: default for name, default, _ in microgpt.FLAGS}
 MODELS = ("gpt", "bigram")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import microgpt  # noqa: E402
+import microgpt  # noqa: E402,F401
 
 # Beside microgpt.py stand folders named like other people's packages: `import tokenizers` must not
 # find ours. So the checkout leaves the path as soon as microgpt, which knows where they are, is in.
@@ -74,4 +74,5 @@ def pytest_sessionfinish(session):
 
 def pytest_terminal_summary(terminalreporter):
     if _missing:
-        terminalreporter.line(f"{len(_missing)} skipped for a missing package, first: {_missing[0]}")
+        terminalreporter.line(f"{len(_missing)} skipped for a missing package, first: "
+                              f"{_missing[0]}")

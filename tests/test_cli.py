@@ -169,7 +169,8 @@ BAD = [
     (["--optimizer", "adam", "--weight-decay", "0.1"], "adam has no weight_decay"),
     (["--learnig-rate", "1"], "unrecognized arguments: --learnig-rate 1"),
     (["--data", "missing.txt"], "missing.txt.*No such file"),
-    (["trian"], "there is no command 'trian'; there are train, sample, eval, runs, tokenize, backends, gradcheck"),
+    (["trian"], "there is no command 'trian'; there are train, sample, eval, runs, tokenize, "
+     "backends, gradcheck"),
     (["backends", "--n-embd", "4"], "unrecognized arguments: --n-embd 4"),
     (["gradcheck", "--vocab-size", "0"], "--vocab-size: got '0'"),
 ]

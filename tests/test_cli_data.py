@@ -114,7 +114,8 @@ def test_documents_says_what_it_chose_and_obeys(tmp_path, capsys):
         output(capsys, "--data", str(text), "--num-steps", "1", "--block-size", "4"))
     lines = output(capsys, "--data", str(text), "--documents", "lines", "--num-steps", "1")
     assert lines[0].startswith("num docs: 12 ")
-    paragraphs = output(capsys, "--data", str(text), "--documents", "paragraphs", "--num-steps", "1")
+    paragraphs = output(capsys, "--data", str(text), "--documents", "paragraphs",
+                        "--num-steps", "1")
     assert paragraphs[0].startswith("num docs: 5 ")
 
 

@@ -35,7 +35,7 @@ def start(docs, **sizes):
 
 
 def golden_run(path, num_steps, stop):
-    """Returns the first `stop` losses of a run over num_steps, and its samples, rounded as there."""
+    """Returns the first `stop` losses of a run over num_steps, and its samples, rounded so."""
     docs, _ = microgpt.load_docs(path)
     tokenizer, config, weights, rng = start(docs)
     losses = train(docs, tokenizer, weights, config, num_steps=num_steps)
@@ -155,7 +155,8 @@ def test_four_layers_of_64_and_a_block_of_64_go_backward():
 
 def test_every_part_of_a_long_document_is_learned_from(monkeypatch):
     seen = set()
-    monkeypatch.setattr(microgpt, "mean_loss", lambda batch, *_: seen.update(batch[0]) or Value(1.0))
+    monkeypatch.setattr(microgpt, "mean_loss",
+                        lambda batch, *_: seen.update(batch[0]) or Value(1.0))
     doc = "".join(map(chr, range(200, 300)))
     tokenizer, config, weights, _ = start([doc])
     list(train([doc], tokenizer, weights, config, num_steps=200))
@@ -300,7 +301,7 @@ def test_on_a_terminal_one_line_is_rewritten(alone):
 def peak_memory(num_steps):
     """Returns the peak memory, in MB, of a process that trains the default model."""
     code = (f"import microgpt; microgpt.main(['--num-steps', '{num_steps}', '--num-samples', '1']);"
-            "print(open('/proc/self/status').read())")  # note: getrusage would count our own peak in
+            "print(open('/proc/self/status').read())")  # note: getrusage counts our own peak in
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     return int(re.search(r"VmHWM:\s+(\d+) kB", run.stdout)[1]) / 1024
 

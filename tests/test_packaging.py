@@ -24,8 +24,8 @@ print(microgpt.__file__)
 
 
 def python(code, cwd, *options, **env):
-    run = subprocess.run([sys.executable, *options, "-c", code], cwd=cwd, capture_output=True, text=True,
-                         env={**os.environ, **env})
+    run = subprocess.run([sys.executable, *options, "-c", code], cwd=cwd, capture_output=True,
+                         text=True, env={**os.environ, **env})
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 
@@ -154,7 +154,7 @@ def test_no_source_imports_a_bare_folder_name():
 
 
 def test_arrows_point_one_way():
-    """microgpt.py <- engine <- nn <- backends <- training <- cli; tokenizers, corpus stand apart."""
+    """microgpt.py <- engine <- nn <- backends <- training <- cli; tokenizers, corpus apart."""
     order = ["engine", "nn", "backends", "training", "cli"]
     allowed = {name: set(order[:i + 1]) for i, name in enumerate(order)}
     apart = {"tokenizers", "corpus"}

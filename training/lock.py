@@ -12,7 +12,7 @@ import time
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
     import msvcrt
 
 _FAR = 1 << 30  # the byte that is locked on Windows: behind all that others may want to read
