@@ -5,9 +5,10 @@
 
 Weights, gradients and the optimizer's state are exchanged as name -> rows of floats; a row that is
 handed in may be any sequence of them, such as a memoryview. A batch is a list of token sequences,
-ragged allowed: lists of 2 to block_size + 1 ids, of which each predicts the next. The loss is the
-mean of -log p(target), in nats, over all targets of the batch, so a long sequence counts for more
-than a short one.
+ragged allowed: lists of 2 to block_size + 1 ids, of which each predicts the next. A StreamBatch
+(corpus/batches.py) is one too, from which an engine may take where its windows start instead. The
+loss is the mean of -log p(target), in nats, over all targets of the batch, so a long sequence
+counts for more than a short one.
 """
 import platform
 
@@ -45,6 +46,11 @@ class Backend:
         """Returns what, beside the seed, decides about each last digit: name -> value, for JSON."""
         return {"backend": self.name, "python": platform.python_version(),
                 "implementation": platform.python_implementation(), "machine": platform.machine()}
+
+    def tune(self, batch):
+        """Returns settings that trying out a batch like this has chosen, for a run to keep: other
+        ones would round otherwise. Nothing that is learned changes."""
+        return {}
 
     def load(self, weights):
         """Takes over weights, name -> rows of floats; ValueError if they are another model's."""
@@ -149,10 +155,17 @@ def micro_batches(batch, size=None):
     if len(batch) <= size:
         yield 0, batch, 1.0
         return
-    total = sum(map(len, batch)) - len(batch)
+    total = count_targets(batch)
     for index, first in enumerate(range(0, len(batch), size)):
         part = batch[first:first + size]
-        yield index, part, (sum(map(len, part)) - len(part)) / total
+        yield index, part, count_targets(part) / total
+
+
+def count_targets(batch):
+    """Returns how many tokens of a batch are predicted: all but the first of each sequence."""
+    if hasattr(batch, "length"):  # windows of a stream, which nobody needs to cut out for this
+        return len(batch) * (batch.length - 1)
+    return sum(map(len, batch)) - len(batch)
 
 
 def part_seed(seed, index):

@@ -24,6 +24,9 @@ class MatrixOps:
     relu = staticmethod(matrix.relu)
     cross_entropy = staticmethod(matrix.cross_entropy)
 
+    def linears(self, x, weights):
+        return [self.linear(x, w) for w in weights]
+
     def attention(self, q, k, v, n_head, site):
         masks = self.masks and (lambda index, head, T: self.masks.rows(site, (index, head), T, T))
         return matrix.attention(q, k, v, n_head, self.lengths, masks)
@@ -52,6 +55,9 @@ class CachedOps:
 
     def linear(self, x, w):
         return matrix.products(x[-1:] if w is self.head else x, w)
+
+    def linears(self, x, weights):
+        return [self.linear(x, w) for w in weights]
 
     @staticmethod
     def add(x, y):

@@ -1,14 +1,16 @@
-"""The torch backend: a batch of sequences on a device, PyTorch's autograd, nothing clever.
+"""The torch backend: a batch of sequences on a device, in PyTorch.
 
-The third rung after Value and Matrix. Activations are one B x T x C tensor for the whole batch:
-shorter sequences are filled up at the end, where causal attention never looks and the loss does
-not count. All of the maths of a model is in TorchOps, and the forward pass that calls it is
-nn/gpt.py's; the optimizers are engine/optim.py's, written over tensors.
+The third rung after Value and Matrix. The forward pass is nn/gpt.py's, its ops are in torch_ops.py
+(with some backward passes by hand, torch_kernels.py), the optimizers are engine/optim.py's, written
+over tensors in torch_optim.py. What is here puts them together: where and how precisely to compute,
+how weights come in and go out, what a step is.
 """
+import contextlib
 import ctypes
 import functools
-import hashlib
-import math
+import os
+import sys
+import time
 import warnings
 
 try:
@@ -20,15 +22,23 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("the torch backend needs PyTorch, which is not installed: pip install torch; "
                       "--backend matrix works now") from None
+
 from torch.nn import functional as F
 
 from microgpt.backends.base import (FORWARD, HEAD, Backend, check_batch, check_rows, check_state,
                                      check_tokens, micro_batches, part_seed)
-from microgpt.engine import optim
+from microgpt.backends.torch_flat import Flat
+from microgpt.backends.torch_ops import (IGNORED, DeviceMasks, TorchOps, given_masks,
+                                          random_masks, seeded)
+from microgpt.backends.torch_optim import TensorOptimizer, clip_gradients
 from microgpt.nn.weights import check_weights, weight_shapes
 
-DTYPES = {"auto": torch.float32, "float32": torch.float32, "float64": torch.float64}
-IGNORED = -1  # the target of a filled-up place
+# the dtype of weights and optimizer; products are taken in bfloat16 where that was asked for
+DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.float32,
+          "float64": torch.float64}
+LARGE_ENOUGH = 64  # n_embd, from which auto takes bfloat16: below, casts cost what products gain
+LOOKED_UP = ("wte", "wpe", "bigram")  # weights that are in no product
+RESIDENT_TOKENS = 1 << 28  # tokens kept on the device, at 4 bytes each; a longer stream stays out
 
 # ---- Where and how precisely ---------------------------------------------------------------------
 
@@ -69,6 +79,39 @@ def find_device(name, dtype):
     return torch.device(name)
 
 
+def product_dtype(name, device, config):
+    """Returns the torch.dtype of the products of training, for a dtype's name.
+
+    auto is bfloat16 where the device multiplies in it faster and the model is large enough to gain.
+    """
+    if name == "bfloat16":
+        return torch.bfloat16
+    if name == "auto" and config.n_embd >= LARGE_ENOUGH and has_bfloat16(device):
+        return torch.bfloat16
+    return DTYPES[name]
+
+
+def has_bfloat16(device):
+    """Returns whether a device has instructions for products in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cpu" and supported()
+
+
+@functools.lru_cache(maxsize=None)
+def keep_freed_memory():
+    """Keeps what one step frees for the next, instead of giving it back to the system.
+
+    glibc gives back every block above some size, and the next step pays for a thousand page faults
+    more: 5 % of its time. Other C libraries are left as they are.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        for parameter, value in ((-3, 1 << 25), (-1, (1 << 31) - 1)) if mallopt else ():
+            mallopt(parameter, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
+
 # ---- Rows of floats, and tensors -----------------------------------------------------------------
 
 PACKED = {torch.float32: "f", torch.float64: "d"}
@@ -83,6 +126,16 @@ def to_tensor(rows, dtype, device):
     return torch.tensor(rows, dtype=dtype, device=device)
 
 
+def stream_tensor(tokens):
+    """Returns a stream of tokens, a list, an array or a TokenFile, as a tensor; a copy."""
+    try:
+        view = tokens.view() if hasattr(tokens, "view") else memoryview(tokens)
+    except TypeError:
+        return torch.tensor(tokens, dtype=torch.int32)
+    stored = {2: torch.uint16, 4: torch.int32}[view.itemsize]
+    return torch.frombuffer(bytearray(view), dtype=stored).to(torch.int32)
+
+
 def packed(tensor):
     """Returns a copy of a matrix as rows that are memoryviews of one block of bytes."""
     tensor = tensor.detach().cpu().contiguous()
@@ -92,70 +145,7 @@ def packed(tensor):
     return [numbers[start:start + width] for start in range(0, len(numbers), width)]
 
 
-# ---- Ops -----------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=16)
-def causal_mask(T, dtype, device):
-    """Returns T x T, -inf where a token (row) would look at a later one (column), and else 0."""
-    return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
-
-
-class TorchOps:
-    """The ops that nn/gpt.py asks for, on B x T x C tensors, and the loss.
-
-    masks: None outside training, or a function (x, site) -> the multipliers of x, as tensors.
-    """
-
-    def __init__(self, masks=None):
-        self.masks = masks
-
-    @staticmethod
-    def embed(table, ids):
-        return F.embedding(ids, table)
-
-    @staticmethod
-    def add(x, y):
-        return x + y  # note: the T x C of the positions meet the B x T x C of the tokens here
-
-    @staticmethod
-    def linear(x, w):
-        return F.linear(x, w)
-
-    @staticmethod
-    def rmsnorm(x):
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
-
-    @staticmethod
-    def relu(x):
-        return torch.relu(x)
-
-    @staticmethod
-    def cross_entropy(logits, targets):
-        """Returns the mean of -log softmax(logits)[target] over the targets that count.
-
-        logits: B x T x V. targets: B x T.
-        """
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-
-    def attention(self, q, k, v, n_head, site):
-        mask = causal_mask(q.shape[1], q.dtype, q.device)
-        return self.attend(q, k, v, n_head, site, mask)
-
-    def attend(self, q, k, v, n_head, site, mask=0.0):
-        """Returns attention's output, B x T x C, in its explicit form.
-
-        q: B x T x C. k, v: B x S x C, the tokens that are looked at. mask: added to the scores. On
-        a CPU this is faster than torch's fused attention, whose backward is slow there.
-        """
-        # B x T x C becomes B x H x T x D, and the scores are B x H x T x S
-        q, k, v = (x.unflatten(-1, (n_head, -1)).transpose(1, 2) for x in (q, k, v))
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask
-        weights = self.dropout(scores.softmax(-1), site)
-        return (weights @ v).transpose(1, 2).flatten(-2)
-
-    def dropout(self, x, site):
-        return x if self.masks is None else x * self.masks(x, site)
+# ---- Decoding ----------------------------------------------------------------------------------
 
 
 class CachedOps(TorchOps):
@@ -167,7 +157,7 @@ class CachedOps(TorchOps):
     """
 
     def __init__(self, head, T):
-        super().__init__()
+        super().__init__(by_hand=False)  # those are for the way back, and there is none
         self.head, self.T, self.cache = head, T, {}
         self.start = self.end = 0  # where in the texts the new tokens stand
 
@@ -175,7 +165,7 @@ class CachedOps(TorchOps):
         return TorchOps.embed(table, ids[:, -1:] if table is self.head else ids)
 
     def linear(self, x, w):
-        return TorchOps.linear(x[:, -1:] if w is self.head else x, w)
+        return super().linear(x[:, -1:] if w is self.head else x, w)
 
     def attention(self, q, k, v, n_head, site):
         q, k, v = (x.unflatten(-1, (n_head, -1)).transpose(1, 2) for x in (q, k, v))
@@ -196,267 +186,212 @@ class CachedOps(TorchOps):
                       for site, pair in self.cache.items()}
 
 
-# ---- Dropout: the multipliers of activations (B x T x C) and attention weights (B x H x T x T) ---
-
-
-def given_masks(masks, lengths):
-    """Returns the DropoutMasks of a batch as a function for TorchOps; what is filled up gets 0."""
-    def multipliers(x, site):
-        out = torch.zeros(x.shape, dtype=x.dtype)
-        for index, T in enumerate(lengths):
-            if x.dim() == 3:
-                rows = masks.rows(site, (index,), T, x.shape[-1])
-                out[index, :T] = torch.tensor(rows, dtype=x.dtype)
-                continue
-            for head in range(x.shape[1]):
-                rows = masks.rows(site, (index, head), T, T)
-                out[index, head, :T, :T] = torch.tensor(rows, dtype=x.dtype)
-        return out.to(x.device)
-    return multipliers
-
-
-def seed_number(seed):
-    """Returns a number below 2^64 that follows from the text of a seed, in every process the same.
-
-    >>> seed_number("42 dropout 7")
-    17417779669207694010
-    """
-    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "big")
-
-
-def random_masks(rate, seed, device):
-    """Returns masks drawn by torch itself, much faster, as a function for TorchOps.
-
-    They follow from the seed (anything with a text of its own), the device's kind and the order of
-    the calls. torch's global generator is left alone.
-    """
-    generator = torch.Generator(device).manual_seed(seed_number(seed))
-    keep = 1 - rate
-
-    def multipliers(x, site):
-        return torch.empty_like(x).bernoulli_(keep, generator=generator).div_(keep)
-    return multipliers
-
-
-# ---- Optimizers: the arithmetic of engine/optim.py, for all tensors of a kind at once ------------
-
-# torch._foreach_*(list, ...) does the same to each tensor of a list, with fewer calls; on a GPU it
-# is one kernel for all of them. A name that ends in _ changes the first list in place.
-
-
-def clip_gradients(grads, max_norm):
-    """Shrinks a list of tensors to a common norm of max_norm, as engine.optim.clip_gradients does.
-
-    The norm stays on the device, so that no one waits for it.
-    """
-    optim.require(max_norm > 0, "max_norm", max_norm, "above 0")
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    clipped = (norm > max_norm) & norm.isfinite()
-    torch._foreach_mul_(grads, torch.where(clipped, max_norm / norm, 1.0))
-
-
-def orthogonalize(x):
-    """Returns what engine.optim.orthogonalize does, for a stack of matrices of one shape."""
-    a, b, c = optim.NEWTON_SCHULZ
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + optim.NORM_EPS)
-    for _ in range(optim.NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-class TensorOptimizer:
-    """Takes the steps of an optimizer of engine.optim, on tensors, with the same state.
-
-    rule: that optimizer, for its settings and its count of steps; its own slots stay empty, since
-    they are tensors here: slot -> name -> tensor.
-    """
-
-    def __init__(self, rule):
-        self.rule = rule
-        self.slots = {slot: {} for slot in rule.slot_names}
-
-    @torch.no_grad()
-    def step(self, weights, grads, learning_rate):
-        """Changes weights, name -> tensor, in place. grads: the same names and shapes."""
-        self.rule.t += 1
-        UPDATES[type(self.rule)](self, weights, grads, learning_rate)
-
-    def lists(self, weights, grads, *slots):
-        """Returns lists in one order: the weights, their gradients, and what each slot has."""
-        for slot in slots:
-            for name, w in weights.items():
-                if name not in self.slots[slot]:
-                    self.slots[slot][name] = torch.zeros_like(w)
-        return [[tensors[name] for name in weights]
-                for tensors in (weights, grads, *(self.slots[slot] for slot in slots))]
-
-    def sgd(self, weights, grads, learning_rate):
-        rule = self.rule
-        w, slopes = self.lists(weights, grads)
-        if rule.weight_decay:
-            slopes = torch._foreach_add(slopes, w, alpha=rule.weight_decay)
-        if rule.momentum:
-            past = self.lists(weights, grads, "momentum")[-1]
-            torch._foreach_mul_(past, rule.momentum)
-            torch._foreach_add_(past, slopes)
-            slopes = (torch._foreach_add(slopes, past, alpha=rule.momentum) if rule.nesterov
-                      else past)
-        torch._foreach_add_(w, slopes, alpha=-learning_rate)
-
-    def adamw(self, weights, grads, learning_rate):
-        rule = self.rule
-        w, g, m, v = self.lists(weights, grads, "m", "v")
-        torch._foreach_mul_(m, rule.beta1)
-        torch._foreach_add_(m, g, alpha=1 - rule.beta1)
-        torch._foreach_mul_(v, rule.beta2)
-        torch._foreach_addcmul_(v, g, g, 1 - rule.beta2)
-        sizes = torch._foreach_mul(v, 1 / (1 - rule.beta2 ** rule.t))
-        torch._foreach_sqrt_(sizes)
-        torch._foreach_add_(sizes, rule.eps)
-        if rule.weight_decay:
-            torch._foreach_mul_(w, 1 - learning_rate * rule.weight_decay)
-        torch._foreach_addcdiv_(w, m, sizes, -learning_rate / (1 - rule.beta1 ** rule.t))
-
-    def muon(self, weights, grads, learning_rate):
-        rule = self.rule
-        rest = {name: w for name, w in weights.items() if not optim.by_muon(name)}
-        self.adamw(rest, grads, learning_rate * optim.ADAMW_SHARE)
-        shapes = {}  # shape -> name -> weights, so that matrices of one shape go together
-        for name, w in weights.items():
-            if name not in rest:
-                shapes.setdefault(w.shape, {})[name] = w
-        for (rows, columns), same in shapes.items():
-            w, g, past = self.lists(same, grads, "momentum")
-            torch._foreach_lerp_(past, g, 1 - rule.momentum)
-            ahead = torch._foreach_lerp(g, past, rule.momentum)
-            directions = orthogonalize(torch.stack(ahead)).unbind()
-            if rule.weight_decay:
-                torch._foreach_mul_(w, 1 - learning_rate * rule.weight_decay)
-            pace = learning_rate * math.sqrt(max(1.0, rows / columns))
-            torch._foreach_add_(w, directions, alpha=-pace)
-
-    def state(self, rows=torch.Tensor.tolist):
-        """Returns {"step": steps done, slot: {name: rows}}: engine.optim's form."""
-        slots = {slot: {name: rows(tensor) for name, tensor in tensors.items()}
-                 for slot, tensors in self.slots.items()}
-        return {"step": self.rule.t, **slots}
-
-    def load_state(self, state, weights):
-        """Takes over a state that fits the weights; ValueError if it is another optimizer's."""
-        self.rule.load_state({key: rows if key == "step" else {} for key, rows in state.items()})
-        self.slots = {slot: {name: to_tensor(rows, weights[name].dtype, weights[name].device)
-                             for name, rows in state[slot].items()} for slot in self.slots}
-
-
-UPDATES = {optim.SGD: TensorOptimizer.sgd, optim.Adam: TensorOptimizer.adamw,
-           optim.AdamW: TensorOptimizer.adamw, optim.Muon: TensorOptimizer.muon}
-
-
 # ---- The backend ---------------------------------------------------------------------------------
 
 
 class TorchBackend(Backend):
     """A model in PyTorch.
 
-    device: auto (CUDA, else MPS, else the CPU), or a name of devices(). dtype: auto (float32),
-    float32 or float64. threads: of this process, on a CPU. ValueError for what is not here.
-    `device` and `dtype` say what was taken.
+    device: auto (CUDA, else MPS, else the CPU), or a name of devices(). dtype: of DTYPES. bfloat16
+    takes the products of training in it; weights, optimizer, norms and loss stay float32, and so
+    does all that is not training: the loss of held-out text is that of every other backend. auto:
+    see product_dtype(). threads: for the CPU, of the whole process; None leaves torch's. compiled:
+    by torch.compile; None: on CUDA. report: a function that takes a line on something unexpected.
+    ValueError for what is not here. `device`, `dtype`, `products` and `threads` say what was taken.
     """
 
     name = "torch"
 
     def __init__(self, config, weights, optimizer="adam", max_norm=None, device="auto",
-                 dtype="auto", threads=None, **settings):
-        if threads:
-            torch.set_num_threads(threads)
+                 dtype="auto", threads=None, compiled=None, report=warnings.warn, **settings):
         self.dtype = find_dtype(dtype)
         self.device = find_device(device, self.dtype)
+        self.products = product_dtype(dtype, self.device, config)
+        if threads is not None:
+            set_threads(threads)
+        self.threads = torch.get_num_threads()
+        self.report, self.micro_batch = report, None
+        keep_freed_memory()
         super().__init__(config, weights, optimizer, max_norm, **settings)
-        self._steps = TensorOptimizer(self.optimizer)
+        self._steps = TensorOptimizer(self.optimizer, weight_shapes(config), self.products)
+        self._grads = self._flat.like()
+        self._low = self._flat.like(self.products) if self.products != self.dtype else None
+        self._resident = None, None
+        self._compiled = None
+        if self.device.type == "cuda" if compiled is None else compiled:
+            self._compiled = torch.compile(self._plain_loss, dynamic=False)
 
     @property
     def tolerance(self):
-        return 1e-9 if self.dtype == torch.float64 else 1e-4
+        """Of a gradient's error: that of the products."""
+        return {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1}[self.products]
 
     def describe(self):
-        return f"{str(self.dtype).split('.')[1]} on {self.device}, torch {torch.__version__}"
+        name = str(self.products).split(".")[1]
+        return f"{name} on {self.device}, torch {torch.__version__}"
+
+    def tune(self, batch):
+        if self.device.type != "cpu":
+            return {}
+        set_threads(choose_threads(self, batch))
+        self.threads = torch.get_num_threads()
+        return {"threads": self.threads}
+
+    # ---- weights ----
 
     def facts(self):
         kind = str(self.device)
         if self.device.type == "cuda":
             kind = torch.cuda.get_device_name(self.device)
         return {**super().facts(), "torch": torch.__version__, "device": kind,
-                "dtype": str(self.dtype).split(".")[1], "threads": torch.get_num_threads()}
+                "dtype": str(self.products).split(".")[1], "threads": torch.get_num_threads()}
 
     def load(self, weights):
         check_weights(self.config, weights)
-        self._weights = {
-            name: to_tensor(weights[name], self.dtype, self.device).requires_grad_()
-            for name in weight_shapes(self.config)}
+        flat = Flat(weight_shapes(self.config), self.dtype, self.device)
+        for name, tensor in flat.named.items():
+            tensor.copy_(to_tensor(weights[name], self.dtype, self.device))
+        self._flat = flat
+        self._weights = {name: w.detach().requires_grad_() for name, w in flat.named.items()}
 
     def weights(self):
         return {name: w.tolist() for name, w in self._weights.items()}
 
-    def _forward(self, batch, masks=None):
+    def _training_weights(self):
+        """Returns the weights as leaves to differentiate by, in the dtype of the products."""
+        if self._low is None:
+            return self._weights
+        self._low.all.copy_(self._flat.all)
+        return {name: self._weights[name] if name in LOOKED_UP else low.detach().requires_grad_()
+                for name, low in self._low.named.items()}
+
+    # ---- batches ----
+
+    def _windows(self, batch):
+        """Returns a batch as a tensor, B x T + 1; behind the end of a shorter sequence, IGNORED."""
+        if getattr(batch, "starts", None):
+            tokens = self._tokens(batch)
+            if tokens is not None:  # then nothing is copied but where the windows start
+                first = torch.tensor(batch.starts).to(self.device, non_blocking=True)
+                places = first[:, None] + torch.arange(batch.length, device=self.device)
+                return tokens[places].long()
+        check_batch(self.config, batch)
+        longest = max(map(len, batch))
+        filled = [[*tokens, *[IGNORED] * (longest - len(tokens))] for tokens in batch]
+        return torch.tensor(filled, device=self.device)
+
+    def _tokens(self, batch):
+        """Returns the stream that a batch is cut from, on the device; None for one that is too
+        long. It is brought there once, and checked then."""
+        if self._resident[0] is not batch.tokens:
+            self._resident = batch.tokens, None
+            if len(batch.tokens) <= RESIDENT_TOKENS:
+                tokens = stream_tensor(batch.tokens)
+                check_batch(self.config, [[int(tokens.min()), int(tokens.max())]])
+                self._resident = batch.tokens, tokens.to(self.device)
+        if not 2 <= batch.length <= self.config.block_size + 1:
+            check_batch(self.config, batch)  # which says so
+        return self._resident[1]
+
+    # ---- the model ----
+
+    def _logits(self, weights, windows, masks=None, by_hand=None, products=None):
         """Returns (ops, logits, targets): B x T x V and B x T.
 
         The inputs are all but each sequence's last token. What follows the end of a shorter one is
         token 0, or its last; the targets there are IGNORED.
         """
-        longest = max(map(len, batch))
-        filled = [[*tokens, *[IGNORED] * (longest - len(tokens))] for tokens in batch]
-        filled = torch.tensor(filled, device=self.device)
-        positions = torch.arange(longest - 1, device=self.device)
-        ops, forward = TorchOps(masks), FORWARD[self.config.model]
-        logits = forward(ops, self._weights, self.config, filled[:, :-1].clamp(min=0), positions)
-        return ops, logits, filled[:, 1:]
+        positions = torch.arange(windows.shape[1] - 1, device=windows.device)
+        ops, forward = TorchOps(masks, by_hand, products), FORWARD[self.config.model]
+        logits = forward(ops, weights, self.config, windows[:, :-1].clamp(min=0), positions)
+        return ops, logits, windows[:, 1:]
 
-    @torch.no_grad()
-    def logits(self, batch):
-        check_batch(self.config, batch)
-        _, logits, _ = self._forward(batch)
-        return [rows[:len(tokens) - 1].tolist() for rows, tokens in zip(logits, batch)]
-
-    def _loss(self, batch, masks=None):
-        check_batch(self.config, batch)
-        ops, logits, targets = self._forward(batch, masks)
+    def _plain_loss(self, weights, windows, masks=None, by_hand=False, products=None):
+        ops, logits, targets = self._logits(weights, windows, masks, by_hand, products)
         return ops.cross_entropy(logits, targets)
 
     @torch.no_grad()
-    def loss(self, batch):
-        return self._loss(batch).item()
+    def logits(self, batch):
+        _, logits, _ = self._logits(self._weights, self._windows(batch))
+        return [rows[:len(tokens) - 1].tolist() for rows, tokens in zip(logits, batch)]
 
-    def _gradients(self, batch, masks=None):
-        """Returns (loss, name -> gradient), as tensors."""
-        loss = self._loss(batch, masks)
-        return loss.detach(), dict(zip(self._weights, torch.autograd.grad(
-            loss, list(self._weights.values()))))
+    @torch.no_grad()
+    def loss(self, batch):
+        return self._plain_loss(self._weights, self._windows(batch), by_hand=None).item()
+
+    def _training_loss(self, weights, windows, masks):
+        """Returns the loss, as a tensor; compiled where that works, and the batch has one shape."""
+        if self._compiled is None or windows.shape[1] <= self.config.block_size:
+            return self._plain_loss(weights, windows, masks, None, self.products)
+        try:
+            return self._compiled(weights, windows, masks)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler may lack, the run goes on without it
+            self._compiled = None
+            self.report(f"torch.compile does not work here ({type(error).__name__}): this run goes "
+                        "on without it, slower")
+            return self._plain_loss(weights, windows, masks, None, self.products)
+
+    def _gradients(self, weights, batch, masks=None):
+        """Returns (loss, gradients in the order of the weights), as tensors."""
+        loss = self._training_loss(weights, self._windows(batch), masks)
+        return loss.detach(), torch.autograd.grad(loss, list(weights.values()))
 
     def gradients(self, batch, dropout=None):
         masks = dropout and given_masks(dropout, [len(tokens) - 1 for tokens in batch])
-        loss, grads = self._gradients(batch, masks)
-        return loss.item(), {name: grad.tolist() for name, grad in grads.items()}
+        loss, grads = self._gradients(self._training_weights(), batch, masks)
+        return loss.item(), {name: grad.tolist() for name, grad in zip(self._weights, grads)}
+
+    # ---- a step ----
 
     def step(self, batch, learning_rate, dropout_seed=None, micro_batch=None):
-        loss, grads = 0.0, {}
-        for index, part, share in micro_batches(batch, micro_batch):
-            masks = None
-            if self.config.dropout and dropout_seed is not None:
-                seed = part_seed(dropout_seed, index)
-                masks = random_masks(self.config.dropout, seed, self.device)
-            part_loss, part_grads = self._gradients(part, masks)
-            loss += share * part_loss
-            if share == 1:
-                grads = part_grads
-            for name, grad in part_grads.items() if share < 1 else ():
-                grads[name] = grads[name].add_(grad, alpha=share) if index else share * grad
+        """Returns the loss of a batch, after one step; on a GPU as a tensor, for which nobody waits
+        until float() asks for it.
+
+        Where the GPU's memory does not do, `micro_batch` becomes half as many sequences, for the
+        rest of the run, and the step is taken again.
+        """
+        while True:
+            size = min(filter(None, (micro_batch, self.micro_batch)), default=len(batch))
+            loss = self._sum_gradients(batch, dropout_seed, size)
+            if loss is not None:
+                break
+            self.micro_batch = (min(size, len(batch)) + 1) // 2
+            self.report(f"out of memory: {self.micro_batch} sequences at a time from here on; the "
+                        "batch stays as it is")
         if self.max_norm is not None:
-            clip_gradients(list(grads.values()), self.max_norm)
-        self._steps.step(self._weights, grads, learning_rate)
-        return loss.item()
+            clip_gradients([self._grads.all], self.max_norm)
+        self._steps.step(self._flat, self._grads, learning_rate)
+        return loss.item() if self.device.type == "cpu" else loss
+
+    def _sum_gradients(self, batch, dropout_seed, size):
+        """Returns the loss of a batch, its gradients then being in _grads; None if memory ends."""
+        loss, weights = 0.0, self._training_weights()
+        try:
+            for index, part, share in micro_batches(batch, size):
+                with self._dropout(dropout_seed, index) as masks:
+                    part_loss, grads = self._gradients(weights, part, masks)
+                self._grads.take(grads, share, add=index > 0)
+                loss += share * part_loss
+        except torch.cuda.OutOfMemoryError:
+            if size == 1:
+                raise
+            return None  # and what the failed attempt held is given back
+        return loss
+
+    @contextlib.contextmanager
+    def _dropout(self, seed, index):
+        """Gives the masks of a part of a batch, or None."""
+        if not self.config.dropout or seed is None:
+            yield None
+        elif self.device.type == "cuda":
+            with seeded(part_seed(seed, index), self.device):
+                yield DeviceMasks(self.config.dropout)
+        else:
+            yield random_masks(self.config.dropout, part_seed(seed, index), self.device)
+
+    # ---- decoding ----
 
     def decoder(self):
         decode = self.batch_decoder(1)
@@ -483,6 +418,8 @@ class TorchBackend(Backend):
             return logits[:, -1].tolist()
         return decode
 
+    # ---- the optimizer's state ----
+
     def optimizer_state(self):
         return self._steps.state()
 
@@ -491,4 +428,60 @@ class TorchBackend(Backend):
 
     def load_optimizer_state(self, state):
         check_state(self.config, state)
-        self._steps.load_state(state, self._weights)
+        self._steps.load_state(state, self._flat,
+                               lambda rows: to_tensor(rows, self.dtype, self.device))
+
+
+# ---- How many threads ----------------------------------------------------------------------------
+
+
+def set_threads(count):
+    """Sets how many threads torch computes with; ValueError unless it is 1 or more."""
+    if type(count) is not int or count < 1:
+        raise ValueError(f"threads is {count!r}: it takes a whole number, 1 or more")
+    torch.set_num_threads(count)
+
+
+def choose_threads(backend, batch, seconds=0.25, cores=None):
+    """Returns the number of threads with which gradients of the batch come fastest: 1, 2, 4, ...
+
+    Nothing of the backend changes, nor how many threads torch has now. Each number is tried for
+    some `seconds`; more threads must gain 10 %, as a busy machine punishes them. Tries end when
+    one is slower. On one core, and on a GPU, there is nothing to find out.
+    """
+    before = torch.get_num_threads()
+    cores = cores or available_cores()
+    if cores == 1 or backend.device.type != "cpu":
+        return 1 if cores == 1 else before
+    best, best_time, count = 1, float("inf"), 1
+    try:
+        while count <= cores:
+            torch.set_num_threads(count)
+            took = gradient_seconds(backend, batch, seconds)
+            if took > 0.9 * best_time:
+                break
+            best, best_time = count, took
+            count = min(2 * count, cores) if count < cores else cores + 1
+    finally:
+        torch.set_num_threads(before)
+    return best
+
+
+def gradient_seconds(backend, batch, seconds):
+    """Returns the time that gradients of a batch take, the median of some tries."""
+    weights, times = backend._training_weights(), []
+    until = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < until and len(times) < 50:
+        began = time.perf_counter()
+        backend._gradients(weights, batch)
+        times.append(time.perf_counter() - began)
+        if times[0] > 2 * seconds:  # a step this long needs no second opinion
+            break
+    return sorted(times[1:] or times)[len(times[1:]) // 2]
+
+
+def available_cores():
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -3,6 +3,7 @@
 So there is no position to save, and a resumed run, or one on another engine, sees the same batches.
 """
 import random
+from collections.abc import Sequence
 
 
 def document_batch(documents, step, batch_size, block_size, seed):
@@ -33,12 +34,41 @@ def window_starts(length, step, batch_size, block_size, seed):
 
 
 def stream_batch(tokens, step, batch_size, block_size, seed):
-    """Returns the batch of a step: windows of a stream, lists of block_size + 1 tokens.
+    """Returns the StreamBatch of a step: windows of a stream, lists of block_size + 1 tokens.
 
     tokens: a list, an array or TokenFile. ValueError for a stream shorter than a window.
     """
-    return [list(tokens[start:start + block_size + 1])
-            for start in window_starts(len(tokens), step, batch_size, block_size, seed)]
+    starts = window_starts(len(tokens), step, batch_size, block_size, seed)
+    return StreamBatch(tokens, starts, block_size + 1)
+
+
+class StreamBatch(Sequence):
+    """Windows of a stream: to whoever looks inside, lists of tokens, cut only then.
+
+    An engine that keeps the stream at hand needs `starts` and `length` alone.
+
+    >>> batch = StreamBatch([0, 1, 2, 3, 4, 5], starts=[0, 3], length=3)
+    >>> list(batch), batch[1:] == [[3, 4, 5]]
+    ([[0, 1, 2], [3, 4, 5]], True)
+    """
+
+    def __init__(self, tokens, starts, length):
+        self.tokens, self.starts, self.length = tokens, starts, length
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return StreamBatch(self.tokens, self.starts[index], self.length)
+        start = self.starts[index]
+        return list(self.tokens[start:start + self.length])
+
+    def __eq__(self, other):
+        return list(self) == list(other)
+
+    def __repr__(self):
+        return repr(list(self))
 
 
 def check_stream(length, block_size):

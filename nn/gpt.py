@@ -17,6 +17,7 @@ B x T x C tensor); the forward pass never looks inside.
     ops.embed(table, ids)           the rows of a table, one for each id
     ops.add(x, y)
     ops.linear(x, w)                x @ w.T, for rows of weights w
+    ops.linears(x, [w, ...])        the same for several w of one shape: one product, or many
     ops.rmsnorm(x)                  x / sqrt(mean(x^2) + 1e-5)
     ops.relu(x)
     ops.attention(q, k, v, n_head, site)   causal, inside each sequence, scaled by 1 / sqrt(D)
@@ -33,7 +34,7 @@ def gpt(ops, weights, config, tokens, positions):
             return weights[f"layer{i}.{name}"]
 
         normed = ops.rmsnorm(x)
-        q, k, v = (ops.linear(normed, w(name)) for name in ("attn_wq", "attn_wk", "attn_wv"))
+        q, k, v = ops.linears(normed, [w("attn_wq"), w("attn_wk"), w("attn_wv")])
         heads = ops.attention(q, k, v, config.n_head, f"layer{i}.attention")
         x = ops.add(x, ops.dropout(ops.linear(heads, w("attn_wo")), f"layer{i}.attn_wo"))
         hidden = ops.relu(ops.linear(ops.rmsnorm(x), w("mlp_fc1")))

@@ -383,21 +383,27 @@ def ops_of(cls):
 
 def wrong_matrix(op):
     """Returns an op on Matrix whose backward is off by a thousandth."""
+    def spoil(node):
+        push = node.push
+        node.push = lambda grad: push([[1.001 * g for g in row] for row in grad])
+
     def wrong(*arguments):
-        node = op(*arguments)
-        if node not in arguments:  # as it is what dropout returns when there is none
-            push = node.push
-            node.push = lambda grad: push([[1.001 * g for g in row] for row in grad])
-        return node
+        out = op(*arguments)
+        for node in out if isinstance(out, list) else [out]:
+            if node not in arguments:  # as it is what dropout returns when there is none
+                spoil(node)
+        return out
     return wrong
 
 
 def wrong_tensor(op):
     """Returns an op on tensors whose backward is off by a thousandth."""
     def wrong(*arguments):
+        makers = [getattr(argument, "grad_fn", None) for argument in arguments]
         out = op(*arguments)
-        if not any(out is argument for argument in arguments) and out.requires_grad:
-            out.register_hook(lambda grad: 1.001 * grad)
+        for tensor in out if isinstance(out, tuple) else [out]:
+            if tensor.requires_grad and not any(tensor.grad_fn is maker for maker in makers):
+                tensor.register_hook(lambda grad: 1.001 * grad)
         return out
     return wrong
 
@@ -429,8 +435,8 @@ VALUE_OPS = {"add": (Value, ("__add__", "__radd__")), "mul": (Value, ("__mul__",
              "pow": (Value, ("__pow__",)), "exp": (Value, ("exp",)), "log": (Value, ("log",)),
              "relu": (Value, ("relu",)), "linear": (microgpt, ("linear",))}
 MATRIX_OPS = ops_of(MatrixOps)
-TORCH_OPS = ["embed", "add", "linear", "rmsnorm", "relu", "cross_entropy", "attention", "attend",
-             "dropout"]
+TORCH_OPS = ["embed", "add", "linear", "linears", "rmsnorm", "relu", "cross_entropy", "attention",
+             "attend", "dropout"]
 ENGINES = [("scalar", op) for op in VALUE_OPS] + [("matrix", op) for op in MATRIX_OPS] + [
     ("torch", op) for op in TORCH_OPS]
 

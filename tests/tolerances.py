@@ -15,5 +15,7 @@ FLOAT64 = {
 }
 
 BFLOAT16 = {
+    "gradients": 0.1,  # length of the error; a relu whose input rounds across 0 opens or shuts
+    "loss": 0.01,
     "oracle": 0.05,  # 8 bits of precision, and Muon's five rounds of products multiply the errors
 }
