@@ -29,6 +29,7 @@ class Backend:
     """
 
     name = ""
+    rank, size = 0, 1  # which of how many processes this is, where several train one model
     tolerance = 1e-9  # of a gradient's error against the file's (proof.errors): float64's
 
     def __init__(self, config, weights, optimizer="adam", max_norm=None, **settings):
@@ -46,6 +47,10 @@ class Backend:
         """Returns what, beside the seed, decides about each last digit: name -> value, for JSON."""
         return {"backend": self.name, "python": platform.python_version(),
                 "implementation": platform.python_implementation(), "machine": platform.machine()}
+
+    def summed(self, numbers):
+        """Returns the sums of a list of numbers over all processes."""
+        return numbers
 
     def tune(self, batch):
         """Returns settings that trying out a batch like this has chosen, for a run to keep: other

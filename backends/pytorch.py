@@ -26,8 +26,9 @@ except ModuleNotFoundError as error:
 from torch.nn import functional as F
 
 from microgpt.backends.base import (FORWARD, HEAD, Backend, check_batch, check_rows, check_state,
-                                     check_tokens, micro_batches, part_seed)
+                                     check_tokens, count_targets, micro_batches, part_seed)
 from microgpt.backends.torch_flat import Flat
+from microgpt.backends.torch_group import Group, is_one_of_several, own_device
 from microgpt.backends.torch_ops import (IGNORED, DeviceMasks, TorchOps, given_masks,
                                           random_masks, seeded)
 from microgpt.backends.torch_optim import TensorOptimizer, clip_gradients
@@ -197,20 +198,26 @@ class TorchBackend(Backend):
     does all that is not training: the loss of held-out text is that of every other backend. auto:
     see product_dtype(). threads: for the CPU, of the whole process; None leaves torch's. compiled:
     by torch.compile; None: on CUDA. report: a function that takes a line on something unexpected.
+    together: as one of the processes that torchrun started, if it did (torch_group.py).
     ValueError for what is not here. `device`, `dtype`, `products` and `threads` say what was taken.
     """
 
     name = "torch"
 
     def __init__(self, config, weights, optimizer="adam", max_norm=None, device="auto",
-                 dtype="auto", threads=None, compiled=None, report=warnings.warn, **settings):
+                 dtype="auto", threads=None, compiled=None, report=warnings.warn, together=False,
+                 **settings):
         self.dtype = find_dtype(dtype)
+        together = together and is_one_of_several()
+        device = own_device(device) if together else device
         self.device = find_device(device, self.dtype)
         self.products = product_dtype(dtype, self.device, config)
         if threads is not None:
             set_threads(threads)
         self.threads = torch.get_num_threads()
         self.report, self.micro_batch = report, None
+        self.group = Group(self.device) if together else None
+        self.rank, self.size = (self.group.rank, self.group.size) if together else (0, 1)
         keep_freed_memory()
         super().__init__(config, weights, optimizer, max_norm, **settings)
         self._steps = TensorOptimizer(self.optimizer, weight_shapes(config), self.products)
@@ -230,10 +237,17 @@ class TorchBackend(Backend):
         name = str(self.products).split(".")[1]
         return f"{name} on {self.device}, torch {torch.__version__}"
 
+    def summed(self, numbers):
+        return self.group.summed(numbers) if self.group else numbers
+
     def tune(self, batch):
         if self.device.type != "cpu":
             return {}
-        set_threads(choose_threads(self, batch))
+        if self.group:  # they share the cores of a machine
+            beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+            set_threads(max(1, available_cores() // beside))
+        else:
+            set_threads(choose_threads(self, batch))
         self.threads = torch.get_num_threads()
         return {"threads": self.threads}
 
@@ -244,7 +258,8 @@ class TorchBackend(Backend):
         if self.device.type == "cuda":
             kind = torch.cuda.get_device_name(self.device)
         return {**super().facts(), "torch": torch.__version__, "device": kind,
-                "dtype": str(self.products).split(".")[1], "threads": torch.get_num_threads()}
+                "dtype": str(self.products).split(".")[1], "threads": torch.get_num_threads(),
+                "processes": self.size}
 
     def load(self, weights):
         check_weights(self.config, weights)
@@ -352,22 +367,37 @@ class TorchBackend(Backend):
         Where the GPU's memory does not do, `micro_batch` becomes half as many sequences, for the
         rest of the run, and the step is taken again.
         """
+        mine = self.group.mine(batch) if self.group else batch
         while True:
-            size = min(filter(None, (micro_batch, self.micro_batch)), default=len(batch))
-            loss = self._sum_gradients(batch, dropout_seed, size)
+            size = min(filter(None, (micro_batch, self.micro_batch)), default=len(mine))
+            loss = self._sum_gradients(mine, dropout_seed, size)
             if loss is not None:
                 break
-            self.micro_batch = (min(size, len(batch)) + 1) // 2
+            self.micro_batch = (min(size, len(mine)) + 1) // 2
             self.report(f"out of memory: {self.micro_batch} sequences at a time from here on; the "
                         "batch stays as it is")
+        if self.group:
+            loss = self._add_up(loss, count_targets(mine) / count_targets(batch))
         if self.max_norm is not None:
             clip_gradients([self._grads.all], self.max_norm)
         self._steps.step(self._flat, self._grads, learning_rate)
         return loss.item() if self.device.type == "cpu" else loss
 
+    def _add_up(self, loss, share):
+        """Returns the loss of the whole batch, and leaves its gradients in _grads: the sums of all
+        processes', each one's with its share of the targets."""
+        loss = share * torch.as_tensor(loss, dtype=self.dtype, device=self.device)
+        self._grads.all.mul_(share)
+        self.group.add_up(self._grads.all)
+        self.group.add_up(loss)
+        return loss
+
     def _sum_gradients(self, batch, dropout_seed, size):
         """Returns the loss of a batch, its gradients then being in _grads; None if memory ends."""
         loss, weights = 0.0, self._training_weights()
+        if not batch:  # more processes than sequences
+            self._grads.all.zero_()
+            return 0.0
         try:
             for index, part, share in micro_batches(batch, size):
                 with self._dropout(dropout_seed, index) as masks:
@@ -383,13 +413,16 @@ class TorchBackend(Backend):
     @contextlib.contextmanager
     def _dropout(self, seed, index):
         """Gives the masks of a part of a batch, or None."""
+        seed = None if seed is None else part_seed(seed, index)
+        if self.rank and seed is not None:
+            seed = f"{seed} rank {self.rank}"
         if not self.config.dropout or seed is None:
             yield None
         elif self.device.type == "cuda":
-            with seeded(part_seed(seed, index), self.device):
+            with seeded(seed, self.device):
                 yield DeviceMasks(self.config.dropout)
         else:
-            yield random_masks(self.config.dropout, part_seed(seed, index), self.device)
+            yield random_masks(self.config.dropout, seed, self.device)
 
     # ---- decoding ----
 

@@ -257,7 +257,7 @@ def test_out_of_memory_halves_the_micro_batch_and_says_so_once():
     lines, batch = [], [STREAM[i:i + 8] for i in range(0, 56, 8)]
     plain, backend = build(optimizer="sgd"), build(optimizer="sgd", report=lines.append)
     tried = failing_above(backend, 2)
-    for step in range(2):
+    for _ in range(2):
         assert backend.step(batch, 0.1) == pytest.approx(plain.step(batch, 0.1), rel=SAME)
     assert tried == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1]
     assert backend.micro_batch == 2

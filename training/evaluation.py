@@ -86,7 +86,8 @@ def evaluate(backend, held_out, is_stream, tokens_at_most=None, characters=None,
     if total > at_most:
         chosen = evenly_spaced(places, max(1, len(places) * at_most // total))
     loss, count, letters, size = 0.0, 0, 0, BATCHES[backend.name]
-    for first in range(0, len(chosen), size):
+    # where several processes train one model, each takes the next batch in turn
+    for first in range(backend.rank * size, len(chosen), backend.size * size):
         if progress:
             progress(first, len(chosen))
         batch = [list(sequences[i][start:start + block_size + 1])
@@ -96,5 +97,6 @@ def evaluate(backend, held_out, is_stream, tokens_at_most=None, characters=None,
         count += targets
         if characters:
             letters += sum(characters[token] for window in batch for token in window[1:])
+    loss, count, letters = backend.summed([loss, count, letters])
     whole = len(chosen) == len(places) and (is_stream or len(sequences) == len(held_out))
-    return Evaluation(loss / count, count, whole, letters if characters else None)
+    return Evaluation(loss / count, int(count), whole, int(letters) if characters else None)

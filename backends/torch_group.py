@@ -1,0 +1,62 @@
+"""Several processes that train one model, as torchrun starts them: on several GPUs or machines.
+
+Every process holds the whole model and draws the same batches; of each batch it takes every n-th
+sequence. Their gradients, each one's share of the batch's targets, are added up once a step, when
+all micro-batches are done, in one block: the sum is the gradient of the whole batch, for ragged
+documents too, and the step that follows is the same everywhere.
+"""
+import os
+
+import torch
+from torch import distributed
+
+
+class Group:
+    """The processes of a run. rank: which one this is, 0 the one that writes. size: how many."""
+
+    def __init__(self, device):
+        """device: this process's. Joins the group that the environment names."""
+        kind = "nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if not distributed.is_initialized():
+            distributed.init_process_group(kind)
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self.device = device
+
+    def mine(self, batch):
+        """Returns the sequences of a batch that are this process's; of a small batch perhaps none.
+
+        Each takes the next in turn, so that a list sorted by length is shared out evenly.
+        """
+        return batch[self.rank::self.size]
+
+    def add_up(self, tensor):
+        """Replaces a tensor by the sum of all processes'."""
+        distributed.all_reduce(tensor)
+
+    def summed(self, numbers):
+        """Returns the sums, over all processes, of a list of numbers."""
+        # note: float64, for counts of tokens must stay whole; a GPU of Apple has none, and no group
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self.add_up(total)
+        return total.tolist()
+
+
+def is_one_of_several():
+    """Returns whether torchrun, or its like, started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def own_device(name):
+    """Returns the name of the device of this process: on a machine with GPUs, one each."""
+    if name not in ("auto", "cuda"):
+        return name
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if not torch.cuda.is_available():
+        return name
+    count = torch.cuda.device_count()
+    if number >= count:
+        raise ValueError(f"torchrun starts {number + 1} processes or more on this machine, and it "
+                         f"has {count} GPUs: give --nproc-per-node {count}, or --device cpu")
+    return f"cuda:{number}"

@@ -1,0 +1,78 @@
+"""Several processes that train one model, each with its share of the batch, are one process."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+CASES = [  # batches of 5 do not divide by 2, and of 1 leave a process without a sequence
+    ("float64", "muon", 5, 1e-12), ("float32", "adamw", 8, 1e-6), ("float64", "sgd", 1, 1e-12)]
+
+# Takes 20 steps on ragged documents, and evaluates; the process that writes tells what came of it.
+STEPS = """
+import json, random, sys
+sys.path.insert(0, ROOT)
+import microgpt
+sys.path.pop(0)
+from microgpt.backends import load
+from microgpt.nn import GPTConfig, init_weights
+from microgpt.training.evaluation import evaluate
+results = []
+for dtype, optimizer, batch_size, _ in CASES:
+    config = GPTConfig(9, n_embd=8, n_head=2, n_layer=2, block_size=6)
+    rng = random.Random(1)
+    backend = load("torch")(config, init_weights(config, rng), optimizer=optimizer, dtype=dtype,
+                            device="cpu", threads=1, together=True, max_norm=0.5)
+    documents = [[rng.randrange(9) for _ in range(rng.randint(2, 7))] for _ in range(50)]
+    losses = []
+    for step in range(20):
+        batch = [rng.choice(documents) for _ in range(batch_size)]
+        losses.append(backend.step(batch, 0.01, micro_batch=2))
+    found = evaluate(backend, documents, False, characters=[1] * 9)
+    results.append({"losses": losses, "weights": backend.weights(), "size": backend.size,
+                    "found": [found.loss, found.tokens, found.characters, found.whole]})
+if backend.rank == 0:
+    json.dump(results, open(sys.argv[1], "w"))
+"""
+
+
+def torchrun(count, *command, **options):
+    """Runs a script in so many processes, as torchrun does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count),
+         "--standalone", *map(str, command)],
+        capture_output=True, text=True, env=environment, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Returns what one process and two came to, a list of one result a case for each."""
+    folder = tmp_path_factory.mktemp("steps")
+    script = folder / "steps.py"
+    script.write_text(STEPS.replace("ROOT", repr(str(ROOT))).replace("CASES", repr(CASES)),
+                      encoding="utf-8")
+    alone = subprocess.run([sys.executable, script, folder / "1.json"], timeout=120)
+    assert alone.returncode == 0
+    done = torchrun(2, script, folder / "2.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads((folder / f"{count}.json").read_text()) for count in (1, 2)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[" ".join(map(str, c)) for c in CASES])
+def test_two_processes_are_one(case, results):
+    one, two = (some[case] for some in results)
+    tolerance = CASES[case][-1]
+    assert (one["size"], two["size"]) == (1, 2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=10 * tolerance)
+    for name, rows in one["weights"].items():
+        largest = max(abs(number) for row in rows for number in row)
+        error = max(abs(a - b) for pair in zip(rows, two["weights"][name]) for a, b in zip(*pair))
+        assert error <= tolerance * max(largest, 1)
+    assert two["found"] == pytest.approx(one["found"], rel=1e-6)
