@@ -10,7 +10,7 @@ import microgpt
 from conftest import ROOT
 from microgpt.cli import COMMANDS
 
-DOCUMENTS = ["README.md", "USAGE.md", "GPU_EXPERIMENTS.md"]
+DOCUMENTS = ["README.md", "USAGE.md", "HOW_IT_WORKS.md", "GPU_EXPERIMENTS.md"]
 
 
 def text_of(name):
@@ -18,7 +18,8 @@ def text_of(name):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_examples_of_python(name):
+def test_examples_of_python(name, monkeypatch):
+    monkeypatch.chdir(ROOT)  # as a reader who types along in the checkout
     results = doctest.testfile(str(ROOT / name), module_relative=False)
     assert results.failed == 0
 
