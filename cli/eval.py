@@ -38,7 +38,8 @@ def run(args):
     texts.show_progress("")
     if args.json:
         print(json.dumps({"run": chosen.name, "weights": args.weights, "text": source,
-                          "loss": found.loss, "perplexity": math.exp(found.loss),
+                          "loss": found.loss,
+                          "perplexity": math.exp(found.loss) if found.loss < 700 else None,
                           "bits_per_character": found.bits_per_character,
                           "tokens": found.tokens, "whole": found.whole, "unknown": lost}))
         return
@@ -71,7 +72,7 @@ def other_text(args, chosen):
     if (mode == "stream") != chosen.is_stream:
         raise ValueError(f"--documents {mode}: the run {chosen.name} learned "
                          f"{chosen.about['data']['mode']}, and knows no other")
-    corpus = prepare(gathered.texts(), random.Random(0), mode)
+    corpus = prepare(gathered.texts(), random.Random(0), mode, dedupe=bool(args.dedupe))
     tokenizer = chosen.tokenizer
     unknown = list(dict.fromkeys(symbol for text in corpus.documents
                                  for symbol in tokenizer.unknown(text)))

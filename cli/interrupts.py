@@ -1,7 +1,7 @@
 """Ctrl-C and its like while a run is under way: finish the step, save, and say how to go on."""
+import contextlib
 import os
 import signal
-import sys
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
            if hasattr(signal, name)]
@@ -18,6 +18,9 @@ class Interrupts:
 
     def __enter__(self):
         for number in SIGNALS:
+            # note: who is told to ignore one keeps to it: `nohup` outlives its terminal that way
+            if signal.getsignal(number) in (signal.SIG_IGN, None):
+                continue
             try:
                 self.before[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: whoever runs us there has his own way
@@ -33,7 +36,9 @@ class Interrupts:
             os._exit(self.exit_code)  # safe at any moment: files are written whole or not at all
         self.number = number
         if number == signal.SIGINT:
-            sys.stderr.write("\nstopping after this step; Ctrl-C again stops at once\n")
+            # note: print() may be under way, and refuses to be called inside itself
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping as soon as this is done; Ctrl-C again stops at once\n")
 
     def received(self):
         """Returns "interrupted" after a signal, else None."""

@@ -7,7 +7,7 @@ import time
 from microgpt.training.trainer import Report
 
 MOST_LINES = 1000  # of steps, where they are not one line that is rewritten
-ENOUGH_STEPS, ENOUGH_SECONDS = 5, 0.5  # for a guess at the whole
+ENOUGH_STEPS, ENOUGH_SECONDS = 5, 1.5  # for a guess at the whole
 
 
 def duration(seconds):
@@ -93,14 +93,14 @@ class Watch(Report):
     def guess(self):
         """Prints once, after the first steps, how long the run will take.
 
-        The median of their times, since the very first step of an engine is much slower.
+        Their mean, without the very first step, which is much slower on some engines.
         """
         now = time.monotonic()
         self.paces.append(now - self.before)
         self.before = now
         if len(self.paces) < ENOUGH_STEPS or now - self.started < ENOUGH_SECONDS:
             return
-        pace, self.paces = statistics.median(self.paces), None
+        pace, self.paces = statistics.mean(self.paces[1:]), None
         settings = self.settings
         steps = settings.num_steps - self.first
         times = settings.num_steps // settings.interval - self.first // settings.interval

@@ -6,6 +6,7 @@ import sys
 
 from microgpt.cli import arguments
 from microgpt.cli.progress import duration
+from microgpt.nn import count_parameters
 from microgpt.training import curve, runs
 
 # column -> (heading, how a value is shown)
@@ -20,6 +21,12 @@ COLUMNS = {
     "backend": ("backend", str),
     "seconds": ("time", duration),
 }
+
+
+TEXTS = ("name", "tokenizer", "backend")
+LEAST_FIRST = ("backend", "tokens_per_second", "tokenizer", "seconds", "parameters", "steps",
+               "bits_per_character")  # what a narrow terminal does without
+NARROWEST = 12  # of the names
 
 
 def make_parser():
@@ -46,7 +53,7 @@ def run(args):
             print(f"microgpt: {error}", file=sys.stderr)
     if args.sort:
         rows.sort(key=lambda row: (row[args.sort] is None, row[args.sort] or 0)
-                  if args.sort not in ("name", "tokenizer", "backend") else row[args.sort])
+                  if args.sort not in TEXTS else row[args.sort])
     if args.reverse:
         rows.reverse()
     if args.json:
@@ -61,40 +68,48 @@ def row_of(run):
     """Returns a run's row of the table: column -> value, None where there is none."""
     lines = run.log()
     last = lines[-1] if lines else {}
-    best = min((line for line in lines if is_number(line.get("val_loss"))),
+    best = min((line for line in lines if line["val_loss"] is not None),
                key=lambda line: line["val_loss"], default=last)
     settings = run.settings
-    row = {"name": run.name, "parameters": run.about.get("parameters"),
+    row = {"name": run.name, "parameters": count_parameters(run.config),
            "tokenizer": settings.tokenizer, "steps": last.get("step", 0),
            "val_loss": best.get("val_loss"), "bits_per_character": best.get("bits_per_character"),
            "tokens_per_second": last.get("tokens_per_second"), "backend": settings.backend,
            "seconds": last.get("seconds")}
-    for name, value in row.items():
-        if name not in ("name", "tokenizer", "backend") and not is_number(value):
-            row[name] = None
     row.update(num_steps=settings.num_steps, best_step=best.get("step"), path=str(run.path))
     return row
 
 
-def is_number(value):
-    return type(value) in (int, float) and abs(value) < 1e300
-
-
 def print_table(rows):
-    """Prints rows under headings, each column as wide as it needs; names are cut to the rest."""
-    table = [[heading for heading, _ in COLUMNS.values()]]
-    for row in rows:
-        table.append(["-" if row[name] is None else show_value(row[name])
-                      for name, (_, show_value) in COLUMNS.items()])
-    widths = [max(map(len, column)) for column in zip(*table)]
+    """Prints rows under headings. On a terminal no line is broken: columns that it has no room
+    for are left out, and then names are cut."""
+    columns = {}
+    for name, (heading, show_value) in COLUMNS.items():
+        cells = ["-" if row[name] is None else printable(show_value(row[name])) for row in rows]
+        columns[name] = [heading, *cells]
+    widths = {name: max(map(len, cells)) for name, cells in columns.items()}
     if sys.stdout.isatty():
-        spare = shutil.get_terminal_size().columns - sum(widths[1:]) - 2 * len(widths)
-        widths[0] = min(widths[0], max(12, spare))
-    for cells in table:
-        line = [cells[0][:widths[0]].ljust(widths[0])]
-        line += [cell.ljust(width) if heading in ("tokenizer", "backend") else cell.rjust(width)
-                 for cell, width, heading in zip(cells[1:], widths[1:], [*COLUMNS][1:])]
+        room = shutil.get_terminal_size().columns - 1
+        for name in LEAST_FIRST:
+            if min(widths["name"], NARROWEST) + others(widths) > room:
+                del widths[name]
+        widths["name"] = max(1, min(widths["name"], room - others(widths)))
+    for i in range(len(rows) + 1):
+        line = []
+        for name, width in widths.items():
+            cell = columns[name][i][:width]
+            line.append(cell.ljust(width) if name in TEXTS else cell.rjust(width))
         print("  ".join(line).rstrip())
+
+
+def others(widths):
+    """Returns how wide all columns but the names are, and the space between."""
+    return sum(width + 2 for name, width in widths.items() if name != "name")
+
+
+def printable(text):
+    """Returns a text that moves no cursor: a folder may be named anything."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def show(run, args):
@@ -106,5 +121,5 @@ def show(run, args):
     print_table([row])
     if log:
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        width = min(100, shutil.get_terminal_size().columns)
+        width = max(20, min(100, shutil.get_terminal_size().columns))
         print(curve.to_text(log, width, ascii=not unicode))

@@ -1,7 +1,9 @@
 """python3 microgpt.py [train]: learn from a text, keep the model, write more of its kind."""
 import math
+import os
 import random
 import shlex
+import sys
 import time
 
 import microgpt
@@ -45,8 +47,13 @@ def run(args):
     """Trains and samples; returns the exit code. ValueError says which flag is wrong."""
     arguments.check_ranges(args)
     if args.resume is not None:
-        with runs.find(args.resume).lock:
-            return Session.resumed(args).go()
+        run = runs.find(args.resume)
+        try:
+            with run.lock:
+                return Session.resumed(args, run).go()
+        except KeyboardInterrupt:  # while its text was read: later, Interrupts sees it first
+            print(f"\ninterrupted; {run.path} is as it was", file=sys.stderr)
+            return 130
     session = Session.new(args)
     try:
         return session.go()
@@ -130,6 +137,7 @@ class Session:
         settings = with_steps(settings, data)
         config = settings.config(data.tokenizer.vocab_size)
         data.check(config.block_size)
+        costs.check_memory(config, settings)
         backend = make_backend(settings, config, init_weights(config, rng))
         run = counting = None
         if data.corpus:  # of a text that is too large for memory, there are no baselines
@@ -143,13 +151,12 @@ class Session:
                                            "ngram": counting.ngram},
                 "data": {**sources.absolute(**asked), "name": gathered.name, "mode": data.mode,
                          "sha256": gathered.sha256, "sources": gathered.provenance}},
-                data.tokenizer)
+                data.tokenizer, backend, rng)
         return cls(settings, gathered, data, backend, rng, run, counting=counting)
 
     @classmethod
-    def resumed(cls, args):
+    def resumed(cls, args, run):
         """Returns the session of a run that goes on; the caller holds its lock."""
-        run = runs.find(args.resume)
         for name in ("preset", "name", "no_save", "dedupe"):
             if getattr(args, name):
                 raise ValueError(f"--{name.replace('_', '-')} is for a new run, and --resume "
@@ -165,6 +172,7 @@ class Session:
         texts.show_progress("")
         data.check(run.config.block_size)
         settings = with_steps(settings, data)
+        costs.check_memory(run.config, settings)
         backend = make_backend(settings, run.config, weights)
         for slot in backend.optimizer.slot_names:
             memory.setdefault(slot, {})  # empty before the first step
@@ -182,18 +190,25 @@ class Session:
 
     def go(self):
         """Trains from where it stands to the end, and samples; returns the exit code."""
-        self.describe()
-        first = self.state.step if self.state else 0
-        watch = Watch(self.settings, first, self.evaluation_seconds,
-                      costs.rough_factors(self.settings.backend, self.settings.batch_size))
         with Interrupts() as interrupts:
-            trainer = Trainer(self.backend, self.data, self.settings, self.rng, self.run,
-                              self.state, watch, interrupts.received, self.sample_on_the_way)
-            self.watch = watch
-            reason = trainer.train()
-            if reason == "interrupted":
-                return self.interrupted(trainer.state, interrupts.exit_code)
-            self.finish(trainer, reason)
+            try:
+                self.describe()
+                state = self.state or runs.State()
+                self.watch = Watch(self.settings, state.step, self.evaluation_seconds,
+                                   costs.rough_factors(self.settings.backend,
+                                                       self.settings.batch_size))
+                trainer = Trainer(self.backend, self.data, self.settings, self.rng, self.run,
+                                  state, self.watch, interrupts.received, self.sample_on_the_way)
+                reason = trainer.train()
+                if reason != "interrupted":
+                    self.finish(trainer, reason, interrupts.received)
+                if interrupts.received():
+                    self.interrupted(state)
+            except OSError:
+                if not interrupts.received():
+                    raise
+                # the terminal is gone: nobody reads what print() still wants to say
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return interrupts.exit_code if interrupts.received() else 0
 
     def evaluation_seconds(self, step_seconds):
@@ -205,31 +220,19 @@ class Session:
         tokens = 2 * min(limit, available) or limit
         return step_seconds / 3 * tokens / run_settings.tokens_a_step(self.settings, self.data)
 
-    def interrupted(self, state, exit_code):
-        """Says how to go on; returns the exit code."""
+    def interrupted(self, state):
+        """Says how to go on."""
         where = "nothing was kept (--no-save)"
         if self.run:
             where = (f"kept in {self.run.path}\n"
                      f"go on with: python3 microgpt.py --resume {self.run_name()}")
         self.watch.line(f"interrupted after step {state.step} of {self.settings.num_steps}; "
                         f"{where}")
-        return exit_code
 
     def run_name(self):
         """Returns what --run and --resume take for this run, as a shell takes it."""
         inside = self.run.path.parent == runs.runs_folder()
         return shlex.quote(self.run.name if inside else str(self.run.path))
-
-    def write_samples(self, title, samples):
-        """Adds samples to the run's samples.txt."""
-        if not self.run:
-            return
-        path = self.run.path / "samples.txt"
-        before = ""
-        if path.exists():
-            before = runs.read_text(path, runs.LARGEST_JSON)
-        self.run.write("samples.txt", before + f"---- {title}\n" + "".join(
-            f"{text}\n" for text in samples))
 
     def new_sample(self, rng):
         return sample(self.backend, self.data.tokenizer,
@@ -238,7 +241,8 @@ class Session:
     def sample_on_the_way(self, step):
         text = self.new_sample(sample_seed(self.settings.seed, step))
         self.watch.line(f"sample after step {step}: {text}")
-        self.write_samples(f"after step {step}", [text])
+        if self.run:
+            self.run.write_samples(f"after step {step}", [text])
 
     # ---- before and after
 
@@ -287,8 +291,11 @@ class Session:
             yield str(self.counting)
             yield from filter(None, [self.counting.note])
 
-    def finish(self, trainer, reason):
-        """Says how well the model does, writes the samples, and tells how to use the run."""
+    def finish(self, trainer, reason, interrupted):
+        """Says how well the model does, writes the samples, and tells how to use the run.
+
+        interrupted: whether to leave off; the run, resumed, then writes all samples.
+        """
         settings, state = self.settings, trainer.state
         if reason == "patience":
             print(f"stopped after step {state.step}: no new best in {settings.patience} "
@@ -304,11 +311,13 @@ class Session:
             print(losses_of(line) + compared(line, self.counting), flush=True)
         samples = []
         for i in range(settings.num_samples):
+            if interrupted():
+                return
             samples.append(self.new_sample(self.rng))
             print(f"sample {i + 1:2d}: {samples[-1]}", flush=True)
-        if samples:
-            self.write_samples(f"after step {state.step}, temperature {settings.temperature:g}",
-                               samples)
+        if samples and self.run:
+            self.run.write_samples(
+                f"after step {state.step}, temperature {settings.temperature:g}", samples)
         if self.run:
             print(f"kept in {self.run.path}:\n"
                   f"  python3 microgpt.py sample --run {self.run_name()}\n"

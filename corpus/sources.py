@@ -262,6 +262,9 @@ class Gathering:
         """Adds those of many files that are text, and notes the others."""
         before, left_out = len(self.found.sources), []
         for path in files:
+            if path.exists() and not path.is_file():  # a pipe that happens to lie there
+                left_out.append(f"{path} (it is not a file)")
+                continue
             try:
                 self.found.sources.append(self.read_file(path))
             except ValueError as error:

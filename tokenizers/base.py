@@ -12,6 +12,7 @@ is one, and are left out where there is none; `unknown` gives them as a value, f
 import functools
 import hashlib
 import json
+import os
 import re
 
 from microgpt.corpus.cache import write_atomically
@@ -160,6 +161,8 @@ LARGEST_FILE = 1 << 27  # bytes: two million tokens, and far from what a machine
 def read_document(path):
     """Returns what the JSON file of a tokenizer holds, a dict; ValueError for all that is not."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError("it is not a file")
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:

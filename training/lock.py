@@ -3,10 +3,12 @@
 The lock is the operating system's, on an open file, so it ends with the process however that ends;
 what the file says is only for people.
 """
+import contextlib
 import errno
 import json
 import os
 import socket
+import stat
 import time
 
 try:
@@ -29,10 +31,15 @@ class Lock:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
             if os.path.islink(self.path):
-                raise OSError("it is a link")
+                raise OSError(errno.ELOOP, "it is a link")
             self.handle = os.open(self.path, flags, 0o666)
+            about = os.fstat(self.handle)
+            if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+                self._close()
+                raise OSError(errno.EINVAL, "it is no file of its own")
         except OSError as error:
-            raise ValueError(f"{self.path}: cannot be opened to lock the run: {error}") from None
+            raise ValueError(f"{self.path} cannot be opened to lock the run: {error.strerror}"
+                             ) from None
         try:
             self._take()
         except OSError as error:
@@ -44,8 +51,9 @@ class Lock:
                              "for it, or stop it, or give this one another --name") from None
         about = {"pid": os.getpid(), "host": socket.gethostname(),
                  "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.ftruncate(self.handle, 0)
-        os.write(self.handle, json.dumps(about).encode("utf-8"))
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(self.handle, 0)
+            os.write(self.handle, json.dumps(about).encode("utf-8"))
         return self
 
     def __exit__(self, *_):
@@ -70,5 +78,5 @@ class Lock:
             about = json.loads(os.read(self.handle, 1000))
             return (f"process {int(about['pid'])} on {str(about['host'])[:60]}, since "
                     f"{str(about['since'])[:30]}")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "another process"

@@ -11,11 +11,13 @@ Every file is written whole or not at all, so a process may be killed at any mom
 comes from a stranger is data: sizes are checked before memory is taken, nothing in it is run, and
 nothing outside it is written.
 """
+import contextlib
 import json
 import math
 import os
 import random
 import re
+import shutil
 import stat
 import time
 from dataclasses import asdict, dataclass
@@ -31,6 +33,8 @@ from microgpt.training.settings import settings_of
 FORMAT = 1
 LARGEST_JSON = 1 << 24  # bytes
 LARGEST_SIZE, MOST_LAYERS = 1 << 20, 1 << 12  # of a model that is read: far beyond any real one
+MOST_STEPS = 1e15
+LARGEST_SAMPLES = 1 << 22  # characters
 NAME = re.compile(r"[^\W_][^/\\:*?\"<>|\x00-\x1f]{0,99}")
 SLOT = "optimizer."  # stands before slot and weight: optimizer.m.wte
 
@@ -58,15 +62,22 @@ class State:
 # ---- Files of strangers --------------------------------------------------------------------------
 
 
-def read_json(path, kind=dict):
-    """Returns what a JSON file holds; ValueError, in a line, unless it is of this kind."""
+def parse_json(text):
+    """Returns what JSON text holds; ValueError for what is none, or has no end."""
     try:
-        value = json.loads(read_text(path, LARGEST_JSON))
+        return json.loads(text, parse_int=checkpoint.whole)
     except RecursionError:
-        raise ValueError(f"{path} is damaged: it is nested too deeply") from None
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path):
+    """Returns the dict that a JSON file holds; ValueError, in a line, for any other."""
+    text = read_text(path, LARGEST_JSON)
+    try:
+        value = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(value, kind):
+    if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it holds a {type(value).__name__}")
     return value
 
@@ -74,27 +85,32 @@ def read_json(path, kind=dict):
 def read_text(path, at_most):
     """Returns the text of a regular file; ValueError for any other, or a larger one."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError(f"{path} is not a file")
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=checkpoint.without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{path} is not a file")
             content = file.read(at_most + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     if len(content) > at_most:
-        raise ValueError(f"it is larger than {at_most:,} bytes")
-    return content.decode("utf-8")
+        raise ValueError(f"{path} is larger than {at_most:,} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def parse_state(text, path):
     """Returns the State in a checkpoint's metadata; ValueError if it is none."""
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         state = State(**values)
         for name, value in asdict(state).items():
-            if type(value) not in (int, float) or (
-                    isinstance(getattr(State, name), int) and type(value) is not int) or value < -1:
+            known, lowest = getattr(State, name), min(0, getattr(State, name))
+            right = (int,) if type(known) is int else (int, float)
+            # note: best_loss begins at infinity; and no comparison holds for a NaN
+            if type(value) not in right or not lowest <= value <= max(known, MOST_STEPS):
                 raise ValueError(f"{name} is {value!r:.40}")
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: its state is not one: {error}") from None
     return state
 
@@ -103,12 +119,74 @@ def parse_random(text, path):
     """Returns a generator in the stored state; ValueError if it is none."""
     rng = random.Random()
     try:
-        version, numbers, gauss = json.loads(text)
+        version, numbers, gauss = parse_json(text)
+        if gauss is not None and type(gauss) is not float:
+            raise ValueError(f"what is left of a pair is {gauss!r:.40}")
         rng.setstate((version, tuple(numbers), gauss))
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged: it holds no state of random numbers: {error}"
                          ) from None
     return rng
+
+
+def check_line(line):
+    """Raises ValueError unless an item of log.jsonl is what an evaluation writes."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ValueError("a line is not an evaluation")
+    for name in ("step", "train_loss", "eval_tokens", "tokens_per_second", "seconds"):
+        if not is_number(line.get(name)):
+            raise ValueError(f"after step {line['step']}, {name} is {line.get(name)!r:.40}")
+    for name in ("val_loss", "bits_per_character", "loss", "whole"):
+        if name not in line or line[name] not in (None, False, True) and not is_number(line[name]):
+            raise ValueError(f"after step {line['step']}, {name} is "
+                             f"{line.get(name, 'missing')!r:.40}")
+
+
+def is_number(value):
+    """Returns whether a value is a number, finite and of a size that one meets."""
+    return type(value) in (int, float) and abs(value) < 1e18
+
+
+def check_memory(weights, memory, path):
+    """Raises ValueError unless this is what an optimizer remembers, of each weight or of none."""
+    slots = {slot: tensors for slot, tensors in memory.items() if slot != "step"}
+    known = {name for tensors in slots.values() for name in tensors}
+    if known and known != weights.keys() or slots.get("m", {}).keys() != slots.get("v", {}).keys():
+        raise ValueError(f"{path} is damaged: what the optimizer remembers is not of all weights")
+    squares = slots.get("v", {}).values()
+    if not all(map(all_finite, slots.values())) or any(
+            min(row, default=0) < 0 for rows in squares for row in rows):
+        raise ValueError(f"{path} is damaged: what the optimizer remembers is no such number")
+
+
+def check_about(about):
+    """Raises ValueError, KeyError or TypeError unless this is what config.json holds."""
+    if about["format"] != FORMAT:
+        raise ValueError(f"its format is {about['format']!r:.20}, and this microgpt reads {FORMAT}")
+    for name, kind in (("settings", dict), ("data", dict), ("tokenizer_hash", str)):
+        if not isinstance(about[name], kind):
+            raise ValueError(f"its {name} is {about[name]!r:.40}")
+    for name, kind in (("engine", dict), ("baselines", dict), ("resumed", list)):
+        if about.get(name) is not None and not isinstance(about[name], kind):
+            raise ValueError(f"its {name} is {about[name]!r:.40}")
+    data = about["data"]
+    if data["mode"] not in ("lines", "paragraphs", "stream"):
+        raise ValueError(f"its documents are {data['mode']!r:.20}")
+    if not isinstance(data["sha256"], str):
+        raise ValueError(f"the sha256 of its text is {data['sha256']!r:.20}")
+    if "val_fraction" not in about["settings"]:
+        raise KeyError("val_fraction")
+
+
+def check_sizes(run):
+    """Raises ValueError for sizes far beyond what anybody has trained here."""
+    sizes = {**asdict(run.config), "batch_size": run.settings.batch_size or 1,
+             "num_samples": run.settings.num_samples, "threads": run.settings.threads or 1}
+    for name in sorted(sizes.keys() - {"model", "dropout", "init_std", "n_layer"}):
+        if sizes[name] > LARGEST_SIZE:
+            raise ValueError(f"its {name} is {sizes[name]}, and the largest is {LARGEST_SIZE}")
+    if sizes["n_layer"] > MOST_LAYERS:
+        raise ValueError(f"its n_layer is {sizes['n_layer']}, and the most are {MOST_LAYERS}")
 
 
 # ---- A run ---------------------------------------------------------------------------------------
@@ -139,7 +217,8 @@ class Run:
         if self._tokenizer is None:
             path = self.path / "tokenizer.json"
             found = tokenizers.load(path)
-            if found.hash != self.about["tokenizer_hash"]:
+            if (found.hash, found.vocab_size) != (self.about["tokenizer_hash"],
+                                                  self.config.vocab_size):
                 raise ValueError(f"{path}: this is not the tokenizer that the run {self.name} was "
                                  f"trained with: its model has {self.config.vocab_size} tokens of "
                                  "another vocabulary; put the run's own file back")
@@ -172,11 +251,21 @@ class Run:
                       if type(value) is float]
         self.write("loss.svg", curve.to_svg(lines, self.name, levels))
 
-    def _checkpoint(self, name, tensors, metadata):
+    def _write_checkpoint(self, name, tensors, metadata):
+        metadata = {**metadata, "crc32": checkpoint.checksum(tensors, metadata)}
         try:
             checkpoint.write(self.path / name, tensors, metadata)
         except OSError as error:
             raise ValueError(_not_written(self.path / name, error)) from None
+
+    def _read_checkpoint(self, name):
+        """Returns (tensors, metadata) of a file; ValueError if a byte is not what was written."""
+        tensors, metadata = checkpoint.read(self.path / name)
+        stored = metadata.pop("crc32", None)  # a file that somebody else wrote has none
+        if stored is not None and stored != checkpoint.checksum(tensors, metadata):
+            raise ValueError(f"{self.path / name} is damaged: some of its bytes are not those that "
+                             "were written, as its checksum shows; take another copy")
+        return tensors, metadata
 
     def save_last(self, backend, state, rng):
         """Writes the checkpoint: weights, the optimizer's state, where the run stands.
@@ -193,28 +282,42 @@ class Run:
                     "optimizer_step": str(memory["step"])}
         slots = {f"{SLOT}{slot}.{name}": rows for slot, tensors in memory.items()
                  if slot != "step" for name, rows in tensors.items()}
-        self._checkpoint("last.safetensors", {**weights, **slots}, metadata)
+        self._write_checkpoint("last.safetensors", {**weights, **slots}, metadata)
 
     def save_best(self, backend, state):
         """Writes the weights alone."""
         weights, _ = backend.snapshot()
+        if not all_finite(weights):
+            raise NotFinite("a weight is no longer a finite number")
         metadata = {"format": f"microgpt weights {FORMAT}", "step": str(state.best_step),
                     "val_loss": repr(state.best_loss)}
-        self._checkpoint("best.safetensors", weights, metadata)
+        self._write_checkpoint("best.safetensors", weights, metadata)
+
+    def write_samples(self, title, samples):
+        """Adds samples to samples.txt; those that have this title already are replaced, with all
+        behind them: the run was killed, and is at that place again."""
+        path, header = self.path / "samples.txt", f"---- {title}\n"
+        before = read_text(path, LARGEST_JSON) if path.exists() else ""
+        if len(before) > LARGEST_SAMPLES:  # the older half goes
+            before = before[before.find("\n---- ", LARGEST_SAMPLES // 2) + 1:]
+        place = ("\n" + before).find("\n" + header)
+        before = before if place < 0 else before[:place]
+        self.write(path.name, before + header + "".join(f"{text}\n" for text in samples))
 
     def remove_temporary(self):
         """Removes what a process that was killed while writing has left; call it with the lock."""
         for path in self.path.glob(".*.*.*"):
             if re.fullmatch(r"\.(config\.json|tokenizer\.json|log\.jsonl|samples\.txt|loss\.svg|"
                             r"(last|best)\.safetensors)\.\w{8}", path.name):
-                path.unlink()
+                with contextlib.suppress(OSError):  # a folder: whoever made it, it was not us
+                    path.unlink()
 
     # ---- reading
 
     def load_last(self):
         """Returns (weights, the optimizer's state, State, rng); ValueError where it is damaged."""
         path = self.path / "last.safetensors"
-        tensors, metadata = checkpoint.read(path)
+        tensors, metadata = self._read_checkpoint(path.name)
         for name in ("state", "random", "optimizer_step"):
             if name not in metadata:
                 raise ValueError(f"{path}: its metadata has no {name}, so it is no checkpoint to "
@@ -225,7 +328,10 @@ class Run:
                 weights[name] = rows
                 continue
             slot, _, weight = name[len(SLOT):].partition(".")
+            if slot == "step":
+                raise ValueError(f"{path} is damaged: the optimizer's step is a tensor")
             memory.setdefault(slot, {})[weight] = rows
+        check_memory(weights, memory, path)
         return (weights, memory, parse_state(metadata["state"], path),
                 parse_random(metadata["random"], path))
 
@@ -234,7 +340,7 @@ class Run:
         name = f"{which}.safetensors"
         if which == "best" and not (self.path / name).exists():
             name = "last.safetensors"
-        tensors, metadata = checkpoint.read(self.path / name)
+        tensors, metadata = self._read_checkpoint(name)
         weights = {name: rows for name, rows in tensors.items() if not name.startswith(SLOT)}
         if "state" in metadata:
             return weights, parse_state(metadata["state"], self.path / name).step
@@ -263,11 +369,15 @@ class Run:
         if self.config.n_layer * 6 > len(weights) and self.config.model == "gpt":
             raise ValueError(f"{self.path}: config.json says {self.config.n_layer} layers, and "
                              f"the weights are {len(weights)} tensors: they are another model's")
-        shapes = {name: (len(rows), len(rows[0])) for name, rows in weights.items()}
+        shapes = {name: (len(rows), len(rows[0]) if rows else 0)
+                  for name, rows in weights.items()}
         for name, shape in weight_shapes(self.config).items():
             if shapes.get(name) != shape:
                 raise ValueError(f"{self.path}: {name} is {shapes.get(name, 'missing')}, and "
                                  f"config.json says {shape}: the weights are another model's")
+        if not all_finite(weights):
+            raise ValueError(f"{self.path}: its weights are not all finite numbers, so the model "
+                             "is of no use; take another copy")
 
     def log(self):
         """Returns the lines of log.jsonl, dicts; without the file, none."""
@@ -275,10 +385,11 @@ class Run:
         if not path.exists():
             return []
         try:
-            lines = [json.loads(line) for line in read_text(path, LARGEST_JSON).splitlines()]
-            if not all(isinstance(line, dict) and type(line.get("step")) is int for line in lines):
-                raise ValueError("a line is not an evaluation")
-        except (ValueError, RecursionError) as error:
+            lines = [parse_json(line) for line in read_text(path, LARGEST_JSON).splitlines()]
+            for line in lines:
+                check_line(line)
+        except ValueError as error:
+            error = str(error).replace(f"{path} is damaged: ", "").replace(f"{path} is", "it is")
             raise ValueError(f"{path} is damaged: {error}; without it, the run goes on") from None
         return lines
 
@@ -294,7 +405,7 @@ def all_finite(tensors):
 
 def _whole(text, path):
     try:
-        return int(text)
+        return checkpoint.whole(text) if text.isdecimal() else int("no")
     except ValueError:
         raise ValueError(f"{path} is damaged: {text!r:.40} is no number of steps") from None
 
@@ -307,12 +418,30 @@ def _not_written(path, error):
 # ---- All runs ------------------------------------------------------------------------------------
 
 
-def create(name, automatic, about, tokenizer):
-    """Returns a new Run, its folder made, config.json and tokenizer.json in it, and locked.
+def create(name, automatic, about, tokenizer, backend, rng):
+    """Returns a new Run, locked, its folder made, with all that is there before the first step.
 
     name: what the user calls it, a name in runs_folder() or a path; None: `automatic`. A name that
-    is taken gets a number. ValueError where nothing can be written.
+    is taken gets a number. ValueError where it cannot be written, and then nothing is left.
     """
+    path = make_folder(name, automatic)
+    run = Run(path, {"format": FORMAT, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about})
+    try:
+        run.lock.__enter__()
+        run.write("tokenizer.json", tokenizer.to_json())
+        run._tokenizer = tokenizer
+        run.save_last(backend, State(), rng)
+        run.write_about()  # note: last, for it makes the folder a run, and a run can go on
+    except BaseException:
+        if run.lock.handle is not None:
+            run.lock.__exit__()
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return run
+
+
+def make_folder(name, automatic):
+    """Returns the path of a new folder, as create() has it."""
     parent, stem = runs_folder(), name or automatic
     if name and (os.sep in name or "/" in name):
         parent, stem = Path(name).parent, Path(name).name
@@ -324,21 +453,16 @@ def create(name, automatic, about, tokenizer):
         try:
             parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
-            break
+            return path
         except FileExistsError:
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise ValueError(f"{parent} is not a folder; name another with --name PATH "
                                  "or MICROGPT_RUNS") from None
         except OSError as error:
             raise ValueError(f"{path} could not be made: {error.strerror}; name a folder that can "
                              "be written with --name PATH or MICROGPT_RUNS, or keep nothing with "
                              "--no-save") from None
-    run = Run(path, {"format": FORMAT, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about})
-    run.lock.__enter__()
-    run.write("tokenizer.json", tokenizer.to_json())
-    run._tokenizer = tokenizer
-    run.write_about()
-    return run
+    raise ValueError(f"{parent / stem}: a million runs have this name; take another with --name")
 
 
 def open_run(path):
@@ -346,37 +470,25 @@ def open_run(path):
     file = Path(path) / "config.json"
     about = read_json(file)
     try:
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']!r:.20}, and this microgpt reads "
-                             f"{FORMAT}")
-        if about["data"]["mode"] not in ("lines", "paragraphs", "stream"):
-            raise ValueError(f"its documents are {about['data']['mode']!r:.20}")
+        check_about(about)
         run = Run(path, about)
-        sizes = asdict(run.config)
-        for name in ("vocab_size", "n_embd", "n_head", "block_size"):
-            if sizes[name] > LARGEST_SIZE:
-                raise ValueError(f"its {name} is {sizes[name]}, and the largest is {LARGEST_SIZE}")
-        if sizes["n_layer"] > MOST_LAYERS:
-            raise ValueError(f"its n_layer is {sizes['n_layer']}, and the most are {MOST_LAYERS}")
-        if not isinstance(about["tokenizer_hash"], str):
-            raise ValueError("its tokenizer_hash is no text")
+        check_sizes(run)
     except KeyError as error:
         raise ValueError(f"{file} is damaged: it has no {error}") from None
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     return run
 
 
 def all_runs(folder=None):
     """Returns the paths of all runs in a folder, the one last written to first."""
-    folder = Path(folder or runs_folder())
-    found = []
+    folder, found = Path(folder or runs_folder()), []
     for path in folder.glob("*/config.json"):
-        newest = max((file.stat().st_mtime for name in ("config.json", "last.safetensors")
-                      for file in [path.parent / name] if file.exists()))
-        found.append((newest, path.parent))
+        times = [0.0]  # of a file that is gone by now
+        for file in (path, path.with_name("last.safetensors")):
+            with contextlib.suppress(OSError):
+                times.append(file.stat().st_mtime)
+        found.append((max(times), path.parent))
     return [path for _, path in sorted(found, key=lambda pair: (-pair[0], pair[1].name))]
 
 
@@ -392,7 +504,7 @@ def find(name=None):
                              "trains one, and --run takes the path of another")
         return open_run(paths[0])
     for path in (Path(name), runs_folder() / name):
-        if (path / "config.json").exists():
+        if os.path.lexists(path / "config.json"):  # unlike exists(), never an error
             return open_run(path)
     names = [path.name for path in paths]
     known = ", ".join(names[:5]) + ", ..." * (len(names) > 5) if names else "none yet"

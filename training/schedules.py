@@ -30,7 +30,7 @@ def learning_rate(step, num_steps, peak, schedule="linear", warmup_steps=0, floo
 def check_schedule(schedule, num_steps, peak, warmup_steps, floor):
     """Raises ValueError unless these make a schedule."""
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}: it takes {', '.join(SCHEDULES)}")
+        raise ValueError(f"schedule is {schedule!r:.60}: it takes {', '.join(SCHEDULES)}")
     if warmup_steps > num_steps:
         raise ValueError(f"warmup_steps, {warmup_steps}, is more than num_steps, {num_steps}: the "
                          "warm-up would never end")

@@ -7,16 +7,21 @@ import math
 from dataclasses import dataclass
 from typing import Optional, get_args, get_type_hints
 
+from microgpt import tokenizers
+from microgpt.corpus.documents import MODES
+from microgpt.corpus.html import EXTRACTORS
 from microgpt.engine.optim import OPTIMIZERS
 from microgpt.nn.config import DEFAULTS, GPTConfig
 from microgpt.training.evaluation import TOKENS_AT_MOST
 from microgpt.training.presets import PRESETS
-from microgpt.training.schedules import check_schedule
+from microgpt.training.schedules import SCHEDULES, check_schedule
 
 # The optimizers, each with the learning rate that it is at home with.
 LEARNING_RATES = {"adam": DEFAULTS["learning_rate"], "adamw": 0.003, "muon": 0.02, "sgd": 0.1}
 BATCH_SIZES = {"scalar": 1, "matrix": 1, "torch": 64}
 FEWEST_TOKENS = 500  # that a test is made on
+CHOICES = {"optimizer": OPTIMIZERS, "backend": BATCH_SIZES, "schedule": SCHEDULES,
+           "tokenizer": tokenizers.KINDS, "documents": MODES, "extract": EXTRACTORS}
 EVALUATIONS = {"scalar": 1, "matrix": 10, "torch": 10}  # of a run: the file's engine is slow
 
 # What a resumed run may be told anew: these leave every step as it was, ...
@@ -83,16 +88,16 @@ class Settings:
             if value is None and name in OPTIONAL:
                 continue
             if type(value) is int and kind is float:
-                value = float(value)
+                value = float(value) if abs(value) < 1e300 else math.inf
                 object.__setattr__(self, name, value)
             if type(value) is not kind or kind is float and not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}: it takes {NAMES[kind]}")
             if kind in (int, float) and name != "seed" and value < LOWEST.get(name, 0):
-                raise ValueError(f"{name} is {value!r}: it takes {LOWEST[name]} or more")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}: it takes {', '.join(OPTIMIZERS)}")
-        if self.backend not in BATCH_SIZES:
-            raise ValueError(f"backend is {self.backend!r}: it takes {', '.join(BATCH_SIZES)}")
+                raise ValueError(f"{name} is {value!r}: it takes {LOWEST.get(name, 0)} or more")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60}: it takes "
+                                 f"{', '.join(choices)}")
         self.config(2)
 
     def config(self, vocab_size):

@@ -39,7 +39,8 @@ class Trainer:
     """Trains a backend's model, from where `state` stands to the end.
 
     data: corpus.load.Data. settings: completed Settings. rng: the run's generator, which is only
-    stored. run: a Run to keep it in, or None. stop: returns the name of a reason to stop, or None;
+    stored. run: a Run to keep it in, or None. state: as the run has it stored; None at the
+    beginning of a run that has nothing stored. stop: returns the name of a reason to stop, or None;
     asked after each step. sampler: called with the step when samples are due.
     """
 
@@ -50,7 +51,7 @@ class Trainer:
         self.stop, self.sampler, self.clock = stop or (lambda: None), sampler, clock
         self.log = []
         self.characters = characters_of_tokens(data.tokenizer)
-        self.kept = None  # where the state stood when it was last saved
+        self.kept = state and self.standing()  # when it was last saved
         self.started = self.saved_at = clock()
         if run and self.state.step:
             self.log = [line for line in run.log() if line["step"] <= self.state.evaluated]
@@ -61,6 +62,13 @@ class Trainer:
 
         ValueError, and the last good checkpoint kept, when the loss is no longer finite.
         """
+        try:
+            return self.loop()
+        except OSError:  # nobody sees the report: the terminal was closed, or `| head` has enough
+            self.save()
+            raise
+
+    def loop(self):
         if self.state.step == 0:
             self.save()
         while True:
@@ -158,10 +166,10 @@ class Trainer:
         elif held_out:
             state.stale += 1
         if self.run:  # in this order: a line that no checkpoint has caught up with is cut again
+            if best:
+                self.keep(self.run.save_best, self.backend, state)
             self.run.write_log(self.log)
             self.run.draw(self.log)
-            if best:
-                self.run.save_best(self.backend, state)
             self.save()
         self.report.evaluation(line)
 
@@ -182,15 +190,21 @@ class Trainer:
     def save(self):
         """Writes the checkpoint, where there is a run to keep."""
         self.saved_at = self.clock()
-        standing = (self.state.step, self.state.evaluated, self.state.sampled)
-        if not self.run or standing == self.kept:
+        if not self.run or self.standing() == self.kept:
             return
+        self.keep(self.run.save_last, self.backend, self.state, self.rng)
+        self.kept = self.standing()
+        self.report.saved(self.state)
+
+    def keep(self, write, *arguments):
+        """Writes a checkpoint, unless the model has become useless."""
         try:
-            self.run.save_last(self.backend, self.state, self.rng)
+            write(*arguments)
         except NotFinite as error:
             raise ValueError(self.no_longer_finite(str(error), self.state.step)) from None
-        self.kept = standing
-        self.report.saved(self.state)
+
+    def standing(self):
+        return self.state.step, self.state.evaluated, self.state.sampled
 
 
 def sample_seed(seed, step):
