@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from microgpt.backends.base import (FORWARD, HEAD, Backend, check_batch, check_rows, check_state,
                                      check_tokens, count_targets, micro_batches, part_seed)
+from microgpt.backends.processes import is_one_of_several
 from microgpt.backends.torch_flat import Flat
-from microgpt.backends.torch_group import Group, is_one_of_several, own_device
+from microgpt.backends.torch_group import Group, own_device
 from microgpt.backends.torch_ops import (IGNORED, DeviceMasks, TorchOps, given_masks,
                                           random_masks, seeded)
 from microgpt.backends.torch_optim import TensorOptimizer, clip_gradients

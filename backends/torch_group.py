@@ -5,6 +5,7 @@ sequence. Their gradients, each one's share of the batch's targets, are added up
 all micro-batches are done, in one block: the sum is the gradient of the whole batch, for ragged
 documents too, and the step that follows is the same everywhere.
 """
+import atexit
 import os
 
 import torch
@@ -21,6 +22,7 @@ class Group:
             torch.cuda.set_device(device)
         if not distributed.is_initialized():
             distributed.init_process_group(kind)
+            atexit.register(distributed.destroy_process_group)  # else it may abort at the end
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.device = device
 
@@ -41,11 +43,6 @@ class Group:
         total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         self.add_up(total)
         return total.tolist()
-
-
-def is_one_of_several():
-    """Returns whether torchrun, or its like, started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def own_device(name):

@@ -8,7 +8,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Interrupts:
-    """Catches the first signal, for `received` to tell; a second one ends the process at once.
+    """Catches the first signal, for `received` to tell; the same again ends the process at once.
 
     exit_code: what a shell expects: 130 after Ctrl-C, 143 after SIGTERM, 129 after a hang-up.
     """
@@ -32,8 +32,10 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        if self.number is not None:
+        if self.number == number:
             os._exit(self.exit_code)  # safe at any moment: files are written whole or not at all
+        if self.number is not None:  # torchrun sends SIGTERM after the terminal's Ctrl-C
+            return
         self.number = number
         if number == signal.SIGINT:
             # note: print() may be under way, and refuses to be called inside itself

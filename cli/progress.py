@@ -56,8 +56,8 @@ class Watch(Report):
 
     # ---- what the trainer reports
 
-    def step(self, state, loss, tokens_per_second):
-        step, num_steps = state.step, self.settings.num_steps
+    def step(self, step, loss, tokens_per_second):
+        num_steps = self.settings.num_steps
         if self.paces is not None:
             self.guess()
         text = f"step {step:4d} / {num_steps:4d} | loss {loss:.4f}"

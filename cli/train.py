@@ -1,4 +1,5 @@
 """python3 microgpt.py [train]: learn from a text, keep the model, write more of its kind."""
+import contextlib
 import math
 import os
 import random
@@ -8,6 +9,7 @@ import time
 
 import microgpt
 from microgpt import backends
+from microgpt.backends import processes
 from microgpt.cli import arguments, learning, texts
 from microgpt.cli.interrupts import Interrupts
 from microgpt.cli.progress import Watch, duration, losses_of
@@ -46,10 +48,12 @@ def make_parser():
 def run(args):
     """Trains and samples; returns the exit code. ValueError says which flag is wrong."""
     arguments.check_ranges(args)
+    if processes.is_one_of_several():
+        several(args)
     if args.resume is not None:
         run = runs.find(args.resume)
         try:
-            with run.lock:
+            with run.lock if processes.speaks() else contextlib.nullcontext():
                 return Session.resumed(args, run).go()
         except KeyboardInterrupt:  # while its text was read: later, Interrupts sees it first
             print(f"\ninterrupted; {run.path} is as it was", file=sys.stderr)
@@ -60,6 +64,15 @@ def run(args):
     finally:
         if session.run:
             session.run.lock.__exit__()
+
+
+def several(args):
+    """Makes this process, one of those that torchrun started, fit to be one of several."""
+    if arguments.chosen_backend(args) != "torch" and args.resume is None:
+        raise ValueError("torchrun starts several processes, and only --backend torch shares the "
+                         "work among them")
+    if not processes.speaks():  # one speaks for all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def asked_settings(args):
@@ -85,7 +98,7 @@ def make_backend(settings, config, weights):
         options["weight_decay"] = settings.weight_decay
     if settings.backend == "torch":
         options.update(device=settings.device or "auto", dtype=settings.dtype or "auto",
-                       threads=settings.threads)
+                       threads=settings.threads, together=True)
     return backends.load(settings.backend)(config, weights, optimizer=settings.optimizer,
                                            max_norm=settings.grad_clip, **options)
 
@@ -139,10 +152,13 @@ class Session:
         data.check(config.block_size)
         costs.check_memory(config, settings)
         backend = make_backend(settings, config, init_weights(config, rng))
+        if not settings.threads:
+            settings = settings.changed(**backend.tune(
+                data.batch(0, settings.batch_size, config.block_size, settings.seed)))
         run = counting = None
         if data.corpus:  # of a text that is too large for memory, there are no baselines
             counting = baselines(data.corpus.train, data.corpus.validation, data.is_stream)
-        if not args.no_save:
+        if not args.no_save and processes.speaks():
             run = runs.create(args.name, automatic_name(settings, config), {
                 "settings": settings.to_dict(), "vocab_size": config.vocab_size,
                 "parameters": count_parameters(config),
@@ -161,7 +177,8 @@ class Session:
             if getattr(args, name):
                 raise ValueError(f"--{name.replace('_', '-')} is for a new run, and --resume "
                                  f"{args.resume} goes on with one")
-        run.remove_temporary()
+        if processes.speaks():
+            run.remove_temporary()
         weights, memory, state, rng = run.load_last()
         run.check(weights)
         settings, inexact = resumed_settings(args, run)
@@ -183,8 +200,10 @@ class Session:
                        if getattr(settings, name) != getattr(run.settings, name)}
             run.about["settings"] = settings.to_dict()
             run.about.setdefault("resumed", []).append({"step": state.step, "changes": changes})
-            run.write_about()
-        return cls(settings, gathered, data, backend, rng, run, state)
+            if processes.speaks():
+                run.write_about()
+        return cls(settings, gathered, data, backend, rng, run if processes.speaks() else None,
+                   state)
 
     # ---- on the way
 
@@ -198,9 +217,10 @@ class Session:
                                    costs.rough_factors(self.settings.backend,
                                                        self.settings.batch_size))
                 trainer = Trainer(self.backend, self.data, self.settings, self.rng, self.run,
-                                  state, self.watch, interrupts.received, self.sample_on_the_way)
+                                  state, self.watch, interrupts.received,
+                                  self.sample_on_the_way if processes.speaks() else None)
                 reason = trainer.train()
-                if reason != "interrupted":
+                if reason != "interrupted" and processes.speaks():
                     self.finish(trainer, reason, interrupts.received)
                 if interrupts.received():
                     self.interrupted(state)

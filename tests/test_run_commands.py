@@ -11,7 +11,7 @@ from microgpt import backends
 from microgpt.cli import runs as runs_command
 from microgpt.training import runs
 from microgpt.training.baselines import baselines
-from small import TEXT, TINY, a_run, command, finished, main, texts
+from small import TEXT, a_run, command, finished, main, texts
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n\n" * 12
 

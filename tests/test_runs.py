@@ -6,7 +6,6 @@ import os
 import re
 import struct
 import subprocess
-import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -76,3 +76,36 @@ def test_two_processes_are_one(case, results):
         error = max(abs(a - b) for pair in zip(rows, two["weights"][name]) for a, b in zip(*pair))
         assert error <= tolerance * max(largest, 1)
     assert two["found"] == pytest.approx(one["found"], rel=1e-6)
+
+
+def test_a_run_is_trained_killed_and_resumed_by_two_processes(tmp_path, monkeypatch):
+    """Of the command: one process writes, the losses are one process's, and so is the end."""
+    from microgpt.training import runs
+    data = tmp_path / "text.txt"
+    data.write_text("".join(f"{'ab' * (i % 5)}{i}\n" for i in range(60)), encoding="utf-8")
+    flags = ["--data", data, "--backend", "torch", "--dtype", "float64", "--device", "cpu",
+             "--batch-size", 5, "--num-steps", 12, "--n-embd", 8, "--num-samples", 2,
+             "--eval-interval", 4, "--threads", 1]
+    monkeypatch.setenv("MICROGPT_RUNS", str(tmp_path / "runs"))
+    command = [str(ROOT / "microgpt.py"), *map(str, flags)]
+    alone = subprocess.run([sys.executable, *command, "--name", "alone"], capture_output=True,
+                           text=True, timeout=120)
+    together = torchrun(2, *command, "--name", "together", "--max-time", "0.001")
+    assert (alone.returncode, together.returncode) == (0, 0), together.stderr[-2000:]
+    assert together.stdout.count("num docs") == 1 and "stopped after step" in together.stdout
+    resumed = torchrun(2, ROOT / "microgpt.py", "--resume", "together", "--max-time", "100")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "no longer exact" not in resumed.stdout
+    ended = [runs.open_run(tmp_path / "runs" / name) for name in ("alone", "together")]
+    assert [line["step"] for line in ended[1].log()[1:]] == [4, 8, 12]
+    for one, two in zip(ended[0].log(), ended[1].log()[1:]):
+        for name in ("val_loss", "train_loss", "bits_per_character", "tokens"):
+            assert two[name] == pytest.approx(one[name], rel=1e-12)
+    samples = [[line for line in done.stdout.splitlines() if line.startswith("sample")]
+               for done in (alone, resumed)]
+    assert samples[0] == samples[1] and len(samples[0]) == 2
+
+
+def test_other_backends_do_not_share(tmp_path):
+    done = torchrun(2, ROOT / "microgpt.py", "--backend", "matrix", "--num-steps", 1)
+    assert done.returncode != 0 and "only --backend torch shares the work" in done.stderr

@@ -14,7 +14,7 @@ from microgpt.tokenizers import CharTokenizer
 from microgpt.training import checkpoint, trainer as training
 from microgpt.training.presets import PRESETS
 from microgpt.training.schedules import check_schedule, learning_rate
-from microgpt.training.settings import (KINDS, Settings, epochs_of_steps, evaluation_tokens,
+from microgpt.training.settings import (KINDS, epochs_of_steps, evaluation_tokens,
                                         settings_of, steps_of_epochs)
 from microgpt.training.trainer import Report, Trainer
 from small import TEXT, TINY, Clock, a_run, command, end_of, main, texts, trainer
@@ -313,8 +313,8 @@ def test_a_model_that_is_lost_ends_the_command_with_a_line(tmp_path, capsys, mon
 class Deaf(Report):
     """Whose terminal is closed after the second step."""
 
-    def step(self, state, loss, tokens_per_second):
-        if state.step == 2:
+    def step(self, step, loss, tokens_per_second):
+        if step == 2:
             raise OSError(5, "Input/output error")
 
 

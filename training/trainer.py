@@ -7,12 +7,14 @@ import math
 import random
 import time
 
+from microgpt.backends.base import count_targets
 from microgpt.training.evaluation import characters_of_tokens, evaluate
 from microgpt.training.runs import NotFinite, State
 from microgpt.training.schedules import learning_rate
 from microgpt.training.settings import evaluation_tokens
 
-SAVE_EVERY = 60  # seconds, beside each evaluation
+SAVE_EVERY = 60   # seconds, beside each evaluation
+READ_EVERY = 0.2  # seconds: how often a GPU is asked for losses
 
 
 class Interrupted(Exception):
@@ -22,8 +24,8 @@ class Interrupted(Exception):
 class Report:
     """What a training tells those who watch it; a subclass says it to people."""
 
-    def step(self, state, loss, tokens_per_second):
-        """After each step."""
+    def step(self, step, loss, tokens_per_second):
+        """After each step; its number counts from 1."""
 
     def evaluation(self, line):
         """After an evaluation; line: what log.jsonl has of it."""
@@ -52,7 +54,8 @@ class Trainer:
         self.log = []
         self.characters = characters_of_tokens(data.tokenizer)
         self.kept = state and self.standing()  # when it was last saved
-        self.started = self.saved_at = clock()
+        self.unread = []  # losses
+        self.started = self.saved_at = self.read_at = clock()
         if run and self.state.step:
             self.log = [line for line in run.log() if line["step"] <= self.state.evaluated]
             run.write_log(self.log)
@@ -71,30 +74,27 @@ class Trainer:
     def loop(self):
         if self.state.step == 0:
             self.save()
-        while True:
-            reason = self.stop()
+        reason = None
+        while not reason:
+            reason, is_over = self.asked_to_end()
             try:
-                if not reason:
-                    self.look()
-                    reason = self.reason_to_end()
+                reason = reason or self.look(is_over)
             except Interrupted:
                 reason = self.stop()
-            if reason:
-                break
-            self.step()
+            if not reason:
+                self.step()
         self.save()
         return reason
 
-    def reason_to_end(self):
-        settings, state = self.settings, self.state
-        if state.step >= settings.num_steps:
-            return "done"
-        if settings.patience and state.stale >= settings.patience:
-            return "patience"
-        if settings.max_time and self.clock() - self.started >= settings.max_time:
-            self.evaluate()
-            return "time"
-        return self.stop()
+    def asked_to_end(self):
+        """Returns (what stop() says, whether the time is over); of several processes, all agree."""
+        reason, limit = self.stop(), self.settings.max_time
+        is_over = bool(limit and self.clock() - self.started >= limit)
+        if self.backend.size > 1:
+            asked, is_over = self.backend.summed([reason is not None,
+                                                  is_over and self.backend.rank == 0])
+            reason = (reason or "interrupted") if asked else None
+        return reason, is_over
 
     def step(self):
         settings, state = self.settings, self.state
@@ -105,16 +105,27 @@ class Trainer:
         start = self.clock()
         loss = self.backend.step(batch, rate, f"{settings.seed} {state.step} dropout",
                                  settings.micro_batch)
-        if not math.isfinite(loss):
-            raise ValueError(self.no_longer_finite(f"the loss became {loss}", state.step + 1))
-        seconds = self.clock() - start
-        tokens = sum(map(len, batch)) - len(batch)
-        state.step, state.tokens = state.step + 1, state.tokens + tokens
-        state.seconds += seconds
-        state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
-        self.report.step(state, loss, state.tokens / state.seconds if state.seconds else 0.0)
+        state.step, state.tokens = state.step + 1, state.tokens + count_targets(batch)
+        self.unread.append(loss)
+        if isinstance(loss, float) or self.clock() - self.read_at >= READ_EVERY:
+            self.read()
+        state.seconds += self.clock() - start
         if self.clock() - self.saved_at >= SAVE_EVERY:
             self.save()
+
+    def read(self):
+        """Takes note of the losses since the last time; on a GPU this waits until they are there.
+
+        There a step is only ordered, not done, when it returns: who asks for each loss stands in
+        the way of the next step.
+        """
+        state, losses, self.unread = self.state, self.unread, []
+        self.read_at = self.clock()
+        for step, loss in enumerate(map(float, losses), state.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise ValueError(self.no_longer_finite(f"the loss became {loss}", step))
+            state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+            self.report.step(step, loss, state.tokens / state.seconds if state.seconds else 0.0)
 
     def no_longer_finite(self, what, step):
         kept = ""
@@ -125,18 +136,26 @@ class Trainer:
 
     # ---- now and then
 
-    def look(self):
-        """Evaluates and samples where that is due at this step and was not done yet."""
-        settings, step = self.settings, self.state.step
-        if step == settings.num_steps or step and step % settings.interval == 0:
+    def look(self, is_over):
+        """Evaluates and samples where that is due at this step and was not done yet.
+
+        Returns why the run ends here, or None. is_over: whether its time is.
+        """
+        settings, state, step = self.settings, self.state, self.state.step
+        if step == settings.num_steps or is_over or step and step % settings.interval == 0:
             self.evaluate()
         if self.sampler and settings.sample_every and step and self.state.sampled != step and (
                 step % settings.sample_every == 0):
             self.sampler(step)
             self.state.sampled = step
+        if step >= settings.num_steps:
+            return "done"
+        if settings.patience and state.stale >= settings.patience:
+            return "patience"
+        return "time" if is_over else None
 
     def evaluating(self, done, total):
-        if self.stop():
+        if self.backend.size == 1 and self.stop():  # else the others would wait for this process
             raise Interrupted
         self.report.evaluating(done, total)
 
@@ -145,6 +164,7 @@ class Trainer:
         settings, state, data = self.settings, self.state, self.data
         if state.evaluated == state.step:
             return
+        self.read()
         held_out, found = len(data.validation) > 0, None
         limit = evaluation_tokens(settings, data)
         if held_out:
@@ -189,6 +209,7 @@ class Trainer:
 
     def save(self):
         """Writes the checkpoint, where there is a run to keep."""
+        self.read()
         self.saved_at = self.clock()
         if not self.run or self.standing() == self.kept:
             return
