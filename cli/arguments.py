@@ -9,12 +9,14 @@ from microgpt.corpus.documents import MODES
 from microgpt.corpus.html import EXTRACTORS
 from microgpt.corpus.sources import KNOWN
 from microgpt.nn.config import DEFAULTS, MODELS
+from microgpt.nn.sampling import SamplingSettings
 from microgpt.training import runs
 from microgpt.training.presets import PRESETS
 from microgpt.training.schedules import SCHEDULES
 from microgpt.training.settings import BATCH_SIZES, LEARNING_RATES
 
 BPE_MERGES = 500
+STREAM_TOKENS = 300  # of a text that has no end of its own
 
 
 def ranged(kind, lowest, below=float("inf")):
@@ -38,29 +40,20 @@ def given(args, names):
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
-def check_ranges(args):
-    """Raises ValueError for a number that is too small for a flag of the file's own parser."""
-    for name, _, _ in microgpt.FLAGS:
-        lowest, value = int(name in microgpt.Config._fields), getattr(args, name)
-        if value is not None and not lowest <= value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: it takes {lowest} or more")
+def add_file_flags(group, *names, **words):
+    """Adds flags of the file's own parser to a group: its defaults, its words or others."""
+    for name, default, text in microgpt.FLAGS:
+        if name in names or name in words:
+            text = words.get(name, text)
+            lowest = int(name in microgpt.Config._fields)
+            group.add_argument("--" + name.replace("_", "-"), type=ranged(type(default), lowest),
+                               metavar="N", default=default, help=f"{text} (default: {default})")
 
 
-def finish(parser):
-    """Returns the parser, which now answers a mistake with one line and exit code 2."""
-    hint = f"`{parser.prog} --help` lists the flags"
-    parser.error = lambda message: parser.exit(2, f"microgpt: {message}; {hint}\n")
-    return parser
-
-
-def add_model_flags(parser, sizes=False):
-    """Adds the options of a model; with `sizes` its sizes too, which the file's parser has."""
+def add_model_flags(parser):
+    """Adds the sizes and options of a model."""
     group = parser.add_argument_group("model")
-    if sizes:
-        for name, default, text in microgpt.FLAGS:
-            if name in microgpt.Config._fields:
-                group.add_argument("--" + name.replace("_", "-"), type=ranged(int, 1), metavar="N",
-                                   default=default, help=f"{text} (default: {default})")
+    add_file_flags(group, *microgpt.Config._fields)
     group.add_argument("--model", choices=MODELS, default="gpt",
                        help="gpt, or bigram, the table of pairs that it has to beat (default: gpt)")
     group.add_argument("--dropout", type=ranged(float, 0, 1), default=0.0, metavar="SHARE",
@@ -81,23 +74,30 @@ def add_backend_flags(parser):
     group.add_argument("--backend", choices=backends.BACKENDS,
                        help="scalar is microgpt.py itself, matrix plain Python, faster, torch "
                        "PyTorch (default: torch with --device or --dtype, else scalar)")
+    group.add_argument("--no-gpu", action="store_const", dest="backend", const="scalar",
+                       help="the same as --backend scalar")
     add_device_flags(group)
     group.add_argument("--threads", type=ranged(int, 1), metavar="N",
                        help="torch on a CPU: how many at once (default: torch's own choice)")
+
+
+def add_optimizer_flags(parser):
+    group = parser.add_argument_group("training")
+    group.add_argument("--preset", choices=PRESETS, metavar="NAME",
+                       help=f"settings known from the field: {', '.join(PRESETS)}; any flag "
+                       "overrides its part (default: names)")
+    add_file_flags(group, "seed", num_steps="steps, each on --batch-size documents")
+    group.add_argument("--epochs", type=ranged(float, 1e-9), metavar="N",
+                       help="times that all text is seen, in place of --num-steps")
     group.add_argument("--batch-size", type=ranged(int, 1), metavar="N", help="documents a step "
                        f"(default: {BATCH_SIZES['scalar']} in plain Python, "
                        f"{BATCH_SIZES['torch']} with torch)")
     group.add_argument("--micro-batch", type=ranged(int, 1), metavar="N",
                        help="documents at a time: less memory, the same step (default: all)")
-
-
-def add_optimizer_flags(parser):
-    parser.conflict_handler = "resolve"  # the file's --learning-rate knows adam alone
-    group = parser.add_argument_group("optimizer")
     group.add_argument("--optimizer", choices=LEARNING_RATES, default="adam",
                        help="the rule for steps (default: adam, the file's)")
     rates = ", ".join(f"{rate} with {name}" for name, rate in LEARNING_RATES.items())
-    group.add_argument("--learning-rate", type=float, metavar="N",
+    group.add_argument("--learning-rate", type=ranged(float, 0), metavar="N",
                        help=f"the highest of the schedule (default: {rates})")
     group.add_argument("--schedule", choices=SCHEDULES,
                        help="how the learning rate falls (default: linear)")
@@ -130,11 +130,6 @@ def seconds(text):
 def add_run_flags(parser):
     """Adds how long a run goes on, what it shows on the way, and where it is kept."""
     group = parser.add_argument_group("run")
-    group.add_argument("--preset", choices=PRESETS, metavar="NAME",
-                       help=f"settings known from the field: {', '.join(PRESETS)}; any flag "
-                       "overrides its part (default: names)")
-    group.add_argument("--epochs", type=ranged(float, 1e-9), metavar="N",
-                       help="times that all text is seen, in place of --num-steps")
     group.add_argument("--patience", type=ranged(int, 1), metavar="N",
                        help="stop after so many evaluations without a new best (default: never)")
     group.add_argument("--max-time", type=seconds, metavar="TIME",
@@ -153,12 +148,60 @@ def add_run_flags(parser):
     group.add_argument("--no-save", action="store_true", help="keep nothing")
 
 
+def add_prompt_flags(group):
+    group.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT",
+                       help="what texts begin with, each one text")
+    group.add_argument("--prompt-file", metavar="FILE",
+                       help="a file of prompts, one a line; # comments and blank lines are skipped")
+
+
+def add_ending_flags(parser):
+    """Adds what a model does when its training is over."""
+    group = parser.add_argument_group("after training")
+    add_file_flags(group, "num_samples", "temperature")
+    add_prompt_flags(group)
+    group.add_argument("--chat", action="store_true", help="then let me type prompts")
+
+
+def add_generation_flags(parser, temperature=DEFAULTS["temperature"]):
+    """Adds how texts are written, and returns the group: SamplingSettings, and --seed."""
+    group = parser.add_argument_group("text")
+    group.add_argument("--temperature", type=ranged(float, 0), metavar="N", default=temperature,
+                       help="how freely tokens are chosen; 0: always the likeliest (default: "
+                       f"{temperature:g})")
+    group.add_argument("--top-k", type=ranged(int, 1), metavar="N",
+                       help="choose among the N likeliest tokens (default: all)")
+    group.add_argument("--top-p", type=ranged(float, 1e-12), metavar="SHARE", default=1.0,
+                       help="choose among the fewest tokens that have this share of the "
+                       "probability (default: 1, all)")
+    group.add_argument("--repetition-penalty", type=ranged(float, 1e-12), metavar="N", default=1.0,
+                       help="above 1: less of what is in view already (default: 1)")
+    group.add_argument("--stop", metavar="TEXT", type=unescaped,
+                       help=r"ends a text, and is not part of it; \n is the end of a line")
+    group.add_argument("--max-tokens", type=ranged(int, 1), metavar="N",
+                       help="longest text (default: block_size for documents, "
+                       f"{STREAM_TOKENS} for a running text)")
+    group.add_argument("--seed", type=ranged(int, 0), metavar="N", default=DEFAULTS["seed"],
+                       help=f"the same seed, the same text (default: {DEFAULTS['seed']})")
+    return group
+
+
+def unescaped(text):
+    """Returns a text in which \\n and \\t stand for the signs that are hard to type."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def sampling_settings(args, is_stream):
+    """Returns the SamplingSettings of add_generation_flags."""
+    return SamplingSettings(args.temperature, args.top_k, args.top_p, args.repetition_penalty,
+                            args.stop, args.max_tokens or (STREAM_TOKENS if is_stream else None))
+
+
 def add_data_flags(parser, many=True):
-    """Adds what is learned from, and returns the group; the file's --data takes one file of lines.
+    """Adds what is learned from, and returns the group.
 
     many: whether a flag takes all that follows it; else, before a text to cut, it is repeated.
     """
-    parser.conflict_handler = "resolve"
     several = {"nargs": "+", "action": "extend"} if many else {"action": "append"}
     group = parser.add_argument_group("text")
     group.add_argument("--data", **several, metavar="WHAT",
@@ -172,20 +215,21 @@ def add_data_flags(parser, many=True):
     group.add_argument("--extract", choices=EXTRACTORS, default="builtin",
                        help="how a web page becomes text: built in, or library, which is the "
                        "package trafilatura (default: builtin)")
-    group.add_argument("--documents", choices=MODES, default="auto",
-                       help="what a document is: a line, a paragraph, or all one stream (default: "
-                       "auto, which looks at the text and says what it chose)")
+    group.add_argument("--documents", choices=MODES, default="auto", metavar="HOW",
+                       help="what a document is: lines (one each), paragraphs, or stream (all of "
+                       "it one); auto looks at the text and says what it chose (default: auto)")
     group.add_argument("--dedupe", action="store_true", help="leave out documents seen before")
     return group
 
 
 def add_tokenizer_flags(parser, more_kinds=()):
     """Adds --tokenizer, with the kinds of more_kinds besides, and what the kinds can be told."""
-    parser.conflict_handler = "resolve"  # the file's --tokenizer knows char alone
     group = parser.add_argument_group("tokenizer")
     group.add_argument("--tokenizer", choices=[*tokenizers.KINDS, *more_kinds], default="char",
-                       help="a token a character, a word, or what bpe (byte-pair encoding) finds "
-                       "between; pretrained: a vocabulary of the package tiktoken (default: char)")
+                       metavar="KIND",
+                       help="char (a token a character), word, bpe (byte-pair encoding, between "
+                       "the two), pretrained (a vocabulary of the package tiktoken)"
+                       + "".join(f", {kind}" for kind in more_kinds) + " (default: char)")
     group.add_argument("--bpe-merges", type=ranged(int, 0), metavar="N",
                        help=f"tokens that bpe learns beside 256 bytes (default: {BPE_MERGES})")
     group.add_argument("--word-min-count", type=ranged(int, 1), metavar="N",
@@ -225,7 +269,8 @@ def chosen_backend(args):
     for_torch = [f"--{name}" for name in ("device", "dtype", "threads")
                  if getattr(args, name, None)]
     if for_torch and args.backend not in (None, "torch"):
-        raise ValueError(f"{for_torch[0]} is torch's; --backend {args.backend} has none")
+        also = " (which --no-gpu means)" if args.backend == "scalar" else ""
+        raise ValueError(f"{for_torch[0]} is torch's; --backend {args.backend}{also} has none")
     large = getattr(args, "preset", None) not in (None, "names")
     return args.backend or ("torch" if for_torch or large else "scalar")
 
@@ -235,7 +280,8 @@ def chosen_backend(args):
 
 def add_run_choice(parser):
     parser.add_argument("--run", metavar="RUN",
-                        help="a run's name or path (default: the one last written to)")
+                        help="a run's name or path (default: the one last written to; where there "
+                        f"is none, {runs.BUNDLED.name}, the model that comes with microgpt)")
 
 
 def add_use_flags(parser):
@@ -253,7 +299,10 @@ def add_use_flags(parser):
 def chosen_run(args):
     """Returns the Run of --run; where that was left out, the latest, and says which."""
     chosen = runs.find(args.run)
-    if args.run is None:
+    if chosen.is_bundled:
+        print("microgpt: this is the model that comes with microgpt, trained on names"
+              + "; `python3 microgpt.py` trains your own" * (args.run is None), file=sys.stderr)
+    elif args.run is None:
         print(f"microgpt: the latest run is {chosen.name}", file=sys.stderr)
     return chosen
 

@@ -1,18 +1,16 @@
 """python3 microgpt.py backends: two tokens forward and back on every engine that is installed."""
-import argparse
-
 from microgpt import backends
 from microgpt.backends import proof
 from microgpt.cli import arguments
+from microgpt.cli.parser import Parser
 from microgpt.nn import GPTConfig
 
 
 def make_parser():
-    parser = argparse.ArgumentParser("python3 microgpt.py backends", allow_abbrev=False,
-                                     description="Runs two tokens forward and back on every "
-                                     "backend, and compares the gradients with the file's.")
+    parser = Parser("backends", "Runs two tokens forward and back on every backend, and compares "
+                    "the gradients with the file's.")
     arguments.add_device_flags(parser)
-    return arguments.finish(parser)
+    return parser
 
 
 def run(args):

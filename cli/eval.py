@@ -1,19 +1,18 @@
 """python3 microgpt.py eval: the loss of a run's model, on its held-out text or on any other."""
-import argparse
 import json
 import math
 import random
 
 from microgpt.cli import arguments, texts
+from microgpt.cli.parser import Parser
 from microgpt.corpus.documents import encode, prepare
 from microgpt.corpus.load import load
 from microgpt.training.evaluation import characters_of_tokens, evaluate
 
 
 def make_parser():
-    parser = argparse.ArgumentParser("python3 microgpt.py eval", allow_abbrev=False,
-                                     description="Measures a run's model: on the text that was "
-                                     "held out from it, or, with --data, on all of another text.")
+    parser = Parser("eval", "Measures a run's model: on the text that was held out from it, or, "
+                    "with --data, on all of another text.")
     arguments.add_run_choice(parser)
     arguments.add_use_flags(parser)
     parser.add_argument("--eval-tokens", type=arguments.ranged(int, 1), metavar="N",
@@ -22,7 +21,7 @@ def make_parser():
     parser.add_argument("--json", action="store_true", help="the answer as JSON")
     arguments.add_data_flags(parser)
     parser.set_defaults(extract=None, documents=None)
-    return arguments.finish(parser)
+    return parser
 
 
 def run(args):

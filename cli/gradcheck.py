@@ -3,26 +3,25 @@
 Every gradient of every weight, in float64, on random weights and a ragged batch: the engines
 against each other to 1e-9, and some of each weight against finite differences to 1e-6.
 """
-import argparse
 import random
 
 from microgpt import backends
 from microgpt.backends import proof
 from microgpt.cli import arguments
+from microgpt.cli.parser import Parser
 from microgpt.nn import GPTConfig, weight_shapes
 from microgpt.nn.dropout import DropoutMasks
 
 
 def make_parser():
-    parser = argparse.ArgumentParser("python3 microgpt.py gradcheck", allow_abbrev=False,
-                                     description=__doc__.split("\n\n")[1].replace("\n", " "))
-    arguments.add_model_flags(parser, sizes=True)
+    parser = Parser("gradcheck", __doc__.split("\n\n")[1].replace("\n", " "))
+    arguments.add_model_flags(parser)
     parser.add_argument("--vocab-size", type=arguments.ranged(int, 1), default=27, metavar="N",
                         help="tokens in the vocabulary (default: 27)")
     parser.add_argument("--seed", type=int, default=42, metavar="N",
                         help="of the weights and the batch (default: 42)")
     parser.add_argument("--device", metavar="NAME", help="torch: cpu, cuda, cuda:1 (default: cpu)")
-    return arguments.finish(parser)
+    return parser
 
 
 def engines(args, config, weights):

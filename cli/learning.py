@@ -4,6 +4,7 @@ import time
 
 from microgpt import tokenizers
 from microgpt.cli import arguments
+from microgpt.cli.terminal import columns
 
 
 class Progress:
@@ -17,11 +18,12 @@ class Progress:
         if not sys.stderr.isatty() or now - self.start < 1:
             return
         if done == total and self.shown:
-            sys.stderr.write("\r" + " " * 70 + "\r")
+            sys.stderr.write("\r" + " " * min(70, columns()) + "\r")
         elif done and now - self.shown > 0.1:
             self.shown = now
             left = (now - self.start) / done * (total - done)
-            sys.stderr.write(f"\r{self.what}: {done} of {total}, {left:.0f} s left at most   ")
+            text = f"{self.what}: {done} of {total}, {left:.0f} s left at most   "
+            sys.stderr.write("\r" + text[:columns()])
         sys.stderr.flush()
 
 

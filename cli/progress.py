@@ -118,5 +118,5 @@ def losses_of(line):
         bits += f", on {line['eval_tokens']:,} tokens of windows evenly spaced (--eval-tokens)"
     if line["val_loss"] is None:
         return f"loss {line['train_loss']:.4f} nats a token, {bits}, on what it learned from"
-    return (f"held out {line['val_loss']:.4f} nats a token, {bits}; learned from "
+    return (f"held out {line['val_loss']:.4f} nats a token, {bits}; training text "
             f"{line['train_loss']:.4f}")

@@ -1,10 +1,9 @@
 """python3 microgpt.py runs: a table of all runs, or one run's loss curve."""
-import argparse
 import json
-import shutil
 import sys
 
-from microgpt.cli import arguments
+from microgpt.cli import terminal
+from microgpt.cli.parser import Parser
 from microgpt.cli.progress import duration
 from microgpt.nn import count_parameters
 from microgpt.training import curve, runs
@@ -30,15 +29,13 @@ NARROWEST = 12  # of the names
 
 
 def make_parser():
-    parser = argparse.ArgumentParser("python3 microgpt.py runs", allow_abbrev=False,
-                                     description="Lists all runs; with a run's name, draws its "
-                                     "loss curve.")
+    parser = Parser("runs", "Lists all runs; with a run's name, draws its loss curve.")
     parser.add_argument("run", nargs="?", help="a run's name or path")
     parser.add_argument("--sort", choices=COLUMNS, metavar="COLUMN",
                         help=f"{', '.join(COLUMNS)} (default: the one last written to first)")
     parser.add_argument("--reverse", action="store_true", help="the other way round")
     parser.add_argument("--json", action="store_true", help="the table as JSON, numbers whole")
-    return arguments.finish(parser)
+    return parser
 
 
 def run(args):
@@ -89,7 +86,7 @@ def print_table(rows):
         columns[name] = [heading, *cells]
     widths = {name: max(map(len, cells)) for name, cells in columns.items()}
     if sys.stdout.isatty():
-        room = shutil.get_terminal_size().columns - 1
+        room = terminal.columns() - 1
         for name in LEAST_FIRST:
             if min(widths["name"], NARROWEST) + others(widths) > room:
                 del widths[name]
@@ -121,5 +118,5 @@ def show(run, args):
     print_table([row])
     if log:
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        width = max(20, min(100, shutil.get_terminal_size().columns))
+        width = max(20, min(100, terminal.columns()))
         print(curve.to_text(log, width, ascii=not unicode))

@@ -5,6 +5,7 @@ import sys
 import time
 
 from microgpt.cli import arguments
+from microgpt.cli.terminal import columns
 from microgpt.corpus.sources import gather
 
 DATA_FLAGS = ("data", "urls", "url_file")
@@ -15,7 +16,8 @@ HELD_OUT = 0.1
 def show_progress(text):
     """Rewrites the last line of a terminal, on standard error; elsewhere progress is not shown."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r{text:<78}" if text else "\r" + " " * 78 + "\r")
+        room = min(78, columns())
+        sys.stderr.write(f"\r{text[:room]:<{room}}" + "\r" * (not text))
         sys.stderr.flush()
 
 

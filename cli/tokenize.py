@@ -1,28 +1,26 @@
 """python3 microgpt.py tokenize: how a text is cut into tokens, by one tokenizer or by all."""
-import argparse
 import itertools
 import json
-import os
-import shutil
 import sys
 import unicodedata
 
 from microgpt import tokenizers
 from microgpt.cli import arguments, learning, texts
+from microgpt.cli.parser import Parser
+from microgpt.cli.terminal import columns, in_colour
 from microgpt.corpus.documents import choose_mode, split_documents
 
 COLOURS = ("30;48;5;153", "30;48;5;223", "30;48;5;157", "30;48;5;218")  # black on four light ones
 
 
 def make_parser():
-    parser = argparse.ArgumentParser("python3 microgpt.py tokenize", allow_abbrev=False,
-                                     description="Learns a tokenizer as training would, and shows "
-                                     "how it cuts a text.")
+    parser = Parser("tokenize", "Learns a tokenizer as training would, and shows how it cuts a "
+                    "text.")
     parser.add_argument("text", nargs="*", help="what to cut (left out: standard input)")
     parser.add_argument("--json", action="store_true", help="the answer as JSON")
     arguments.add_data_flags(parser, many=False)
     arguments.add_tokenizer_flags(parser, more_kinds=["all"])
-    return arguments.finish(parser)
+    return parser
 
 
 def run(args):
@@ -130,12 +128,12 @@ def visible_character(char, first):
 
 def show(tokenizer, tokens):
     """Prints each token with its id, as many a line as the terminal has room for."""
-    colour, width = in_colour(), shutil.get_terminal_size().columns
+    colour, width = in_colour(), columns()
     line, length = [], 0
     for token, style in zip(tokens, itertools.cycle(COLOURS)):
         piece = visible(tokenizer.token_bytes(token))
         size = len(piece) + len(str(token)) + 3
-        if line and length + size > width:
+        if line and length + size > width + 1:
             print(" ".join(line))
             line, length = [], 0
         line.append(f"\x1b[{style}m{piece}\x1b[0m\x1b[2m({token})\x1b[0m" if colour
@@ -143,9 +141,3 @@ def show(tokenizer, tokens):
         length += size
     if line:
         print(" ".join(line))
-
-
-def in_colour():
-    """Whether standard output is a terminal that is allowed colours: https://no-color.org."""
-    return (sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-            and os.environ.get("TERM") != "dumb")

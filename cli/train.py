@@ -10,9 +10,12 @@ import time
 import microgpt
 from microgpt import backends
 from microgpt.backends import processes
-from microgpt.cli import arguments, learning, texts
+from microgpt.cli import COMMANDS, arguments, interactive, learning, texts
+from microgpt.cli.chat import Chat
 from microgpt.cli.interrupts import Interrupts
+from microgpt.cli.parser import COMMAND, Parser, version_line
 from microgpt.cli.progress import Watch, duration, losses_of
+from microgpt.cli.writing import Writer, read_prompts, write
 from microgpt.corpus import sources
 from microgpt.corpus.load import load
 from microgpt.nn import count_parameters, init_weights
@@ -26,44 +29,69 @@ from microgpt.training.trainer import Trainer, sample_seed
 
 
 def make_parser():
-    """Returns the file's parser, with the flags that need the repository."""
-    parser = microgpt.make_parser()
-    parser.prog = "python3 microgpt.py"
-    parser.description = "Train a small GPT on text, keep it, and let it write."
+    """Returns the file's parser, with the flags that need the repository, in groups."""
+    parser = Parser("", "Train a small GPT on text, keep it, and let it write.\n\ncommands, each "
+                    "with a --help of its own:\n" + "\n".join(
+                        f"  {name:<10} {about}" for name, about in COMMANDS.items()),
+                    parents=[microgpt.make_parser()], add_help=False, conflict_handler="resolve",
+                    usage=f"{COMMAND} [COMMAND] [flags]")
+    parser.add_argument("--version", action="version", version=version_line(),
+                        help="show the version and exit")
+    parser.add_argument("--interactive", action="store_true",
+                        help="ask for the most important settings, then train")
     group = arguments.add_data_flags(parser)
     group.add_argument("--val-fraction", type=arguments.ranged(float, 0, 1), metavar="SHARE",
                        help="of the text, held out to test the model on (default: "
                        f"{texts.HELD_OUT}, or 0 for a text below {texts.ENOUGH} bytes)")
     arguments.add_tokenizer_flags(parser)
-    arguments.add_backend_flags(parser)
     arguments.add_model_flags(parser)
     arguments.add_optimizer_flags(parser)
+    arguments.add_backend_flags(parser)
     arguments.add_run_flags(parser)
+    arguments.add_ending_flags(parser)
     # What was not asked for is None here: then a preset, or the run that is resumed, decides.
     parser.set_defaults(**{action.dest: None for action in parser._actions
                            if action.dest != "help"})
-    return arguments.finish(parser)
+    parser.set_defaults(interactive=False, chat=False)
+    return parser
 
 
 def run(args):
     """Trains and samples; returns the exit code. ValueError says which flag is wrong."""
-    arguments.check_ranges(args)
+    prompts = read_prompts(args)
+    if args.interactive:
+        if args.resume is not None:
+            raise ValueError(f"--interactive is for a new run, and --resume {args.resume} goes on "
+                             "with one")
+        args = interactive.ask_all(make_parser(), args, asked_settings, {
+            "data": sources.default_items()[0], "bpe_merges": arguments.BPE_MERGES})
     if processes.is_one_of_several():
         several(args)
     if args.resume is not None:
-        run = runs.find(args.resume)
-        try:
-            with run.lock if processes.speaks() else contextlib.nullcontext():
-                return Session.resumed(args, run).go()
-        except KeyboardInterrupt:  # while its text was read: later, Interrupts sees it first
-            print(f"\ninterrupted; {run.path} is as it was", file=sys.stderr)
-            return 130
+        return resume(args, prompts)
     session = Session.new(args)
     try:
-        return session.go()
+        code = session.go()
     finally:
         if session.run:
             session.run.lock.__exit__()
+    return code or session.write_more(prompts or (), args.chat)
+
+
+def resume(args, prompts):
+    """Goes on with a run; returns the exit code."""
+    run = runs.find(args.resume)
+    if run.is_bundled:
+        raise ValueError(f"--resume {args.resume}: the model that comes with microgpt has no "
+                         "checkpoint to go on from; `python3 microgpt.py` trains one that has")
+    try:
+        with run.lock if processes.speaks() else contextlib.nullcontext():
+            session = Session.resumed(args, run)
+            code = session.go()
+    except KeyboardInterrupt:  # while its text was read: later, Interrupts sees it first
+        print(f"\ninterrupted; {run.path} is as it was", file=sys.stderr)
+        return 130
+    return code or session.write_more(prompts or (), args.chat)
 
 
 def several(args):
@@ -258,6 +286,27 @@ class Session:
         return sample(self.backend, self.data.tokenizer,
                       SamplingSettings(self.settings.temperature), rng, self.data.is_stream)
 
+    def write_more(self, prompts, chat):
+        """Goes on from prompts, keeps that in samples.txt, then chats; returns the exit code."""
+        if not processes.speaks():
+            return 0
+        settings = SamplingSettings(self.settings.temperature, max_tokens=(
+            arguments.STREAM_TOKENS if self.data.is_stream else None))
+        writer = Writer(self.backend, self.data.tokenizer, self.data.is_stream)
+        written = []
+        try:
+            for number, prompt in enumerate(prompts, 1):
+                text = write(writer, prompt, settings, self.settings.seed, 0).text
+                written.append(prompt + text)
+                print(f"prompt {number:2d}: {written[-1]}", flush=True)
+        except KeyboardInterrupt:
+            print(flush=True)
+            return 130
+        finally:
+            if written and self.run:
+                self.run.write_samples("after prompts", written)
+        return Chat(writer, settings, self.settings.seed).talk() if chat else 0
+
     def sample_on_the_way(self, step):
         text = self.new_sample(sample_seed(self.settings.seed, step))
         self.watch.line(f"sample after step {step}: {text}")
@@ -341,6 +390,7 @@ class Session:
         if self.run:
             print(f"kept in {self.run.path}:\n"
                   f"  python3 microgpt.py sample --run {self.run_name()}\n"
+                  f"  python3 microgpt.py chat --run {self.run_name()}\n"
                   f"  python3 microgpt.py --resume {self.run_name()} "
                   f"--num-steps {2 * settings.num_steps}", flush=True)
 

@@ -45,9 +45,8 @@ def test_every_backend_trains_and_samples(backend, model):
         "documents:", "text:", "model:", "optimizer:", "plan:", "run:", "to"]
     steps = [line[:16] for line in lines if line.startswith("step ")]
     assert steps == [f"step    {i} /    4" for i in range(1, 5)]
-    assert lines[-7].startswith("learned from ") and lines[-6].startswith("held out 3.")
-    assert lines[-5].startswith("sample  1: ") and lines[-4].startswith("sample  2: ")
-    assert lines[-3].startswith("kept in ")
+    assert [line[:8] for line in lines[-8:-3]] == ["learned ", "held out", "sample  ", "sample  ",
+                                                   "kept in "]
 
 
 @pytest.mark.parametrize("backend", ["scalar", "matrix"])
@@ -162,16 +161,15 @@ BAD = [
     (["--backend", "scalar", "--dropout", "0.1"], "the matrix backend does"),
     (["--dropout", "1"], "--dropout: got '1', takes a number, 0 or more, below 1"),
     (["--batch-size", "0"], "--batch-size: got '0', takes a whole number, 1 or more"),
-    (["--num-steps", "-1"], "--num-steps -1: it takes 0 or more"),
-    (["--n-layer", "0"], "--n-layer 0: it takes 1 or more"),
-    (["--learning-rate", "nan"], "--learning-rate nan"),
+    (["--num-steps", "-1"], "--num-steps: got '-1', takes a whole number, 0 or more"),
+    (["--n-layer", "0"], "--n-layer: got '0', takes a whole number, 1 or more"),
+    (["--learning-rate", "nan"], "--learning-rate: got 'nan', takes a number, 0 or more"),
     (["--n-embd", "10"], "n_embd, 10, is not a multiple of n_head, 4"),
     (["--optimizer", "adam", "--weight-decay", "0.1"], "adam has no weight_decay"),
-    (["--learnig-rate", "1"], "unrecognized arguments: --learnig-rate 1"),
+    (["--learnig-rate", "1"], "no --learnig-rate; did you mean --learning-rate\\?"),
     (["--data", "missing.txt"], "missing.txt.*No such file"),
-    (["trian"], "there is no command 'trian'; there are train, sample, eval, runs, tokenize, "
-     "backends, gradcheck"),
-    (["backends", "--n-embd", "4"], "unrecognized arguments: --n-embd 4"),
+    (["trian"], "no command 'trian'; did you mean train\\? there are train, sample, chat, compare"),
+    (["backends", "--n-embd", "4"], "there is no --n-embd; `python3 microgpt.py backends --help`"),
     (["gradcheck", "--vocab-size", "0"], "--vocab-size: got '0'"),
 ]
 

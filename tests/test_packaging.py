@@ -85,6 +85,13 @@ def test_an_installed_wheel_runs_as_a_script_and_with_m(installed, tmp_path):
         assert run.returncode == 0, run.stderr
         assert (site / "_microgpt" / "corpus" / "data" / "names.txt").exists()
         assert "(names)" in run.stdout and "sample  1: " in run.stdout
+        run = subprocess.run([*call, "sample", "--prompt", "ann"], cwd=tmp_path, text=True,
+                             env={**os.environ, "PYTHONPATH": str(site), "MICROGPT_RUNS": "none"},
+                             capture_output=True)
+        assert run.stdout.startswith("ann") and "comes with microgpt" in run.stderr, run.stderr
+        run = subprocess.run([*call, "--version"], cwd=tmp_path, text=True, capture_output=True,
+                             env={**os.environ, "PYTHONPATH": str(site)})
+        assert run.stdout.startswith("microgpt 0."), run.stderr
 
 
 def test_the_other_tokenizers_package_stays_itself(installed, tmp_path):

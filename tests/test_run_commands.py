@@ -169,7 +169,6 @@ def test_one_run_with_its_curve(run, capsys):
 def test_without_runs(capsys, runs_folder):
     assert "no runs in " in printed(capsys, "runs").out
     assert printed(capsys, "runs", "--json").out == "[]\n"
-    assert "there is no run in " in refused(capsys, "sample")
     assert "there is no run 'x'; in " in refused(capsys, "eval", "--run", "x")
 
 
@@ -215,7 +214,7 @@ def test_a_model_of_torchs_samples_without_torch(tmp_path):
     assert finished(command(*flags, folder=folder))[0] == 0
     sample = ["sample", "--run", "x", "--temperature", 0, "--num-samples", 1]
     with_torch = finished(command(*sample, "--backend", "torch", folder=folder))
-    assert with_torch[0] == 0 and len(with_torch[1].split()) == 3
+    assert with_torch[0] == 0 and with_torch[1].strip()
     for more in (["--backend", "scalar"], ["--backend", "matrix"], []):
         code = "sys.modules['torch'] = None"  # importing it fails, as if it were not there
         assert finished(command(*sample, *more, code=code, folder=folder)) == with_torch

@@ -85,7 +85,7 @@ def test_a_run_is_trained_killed_and_resumed_by_two_processes(tmp_path, monkeypa
     data.write_text("".join(f"{'ab' * (i % 5)}{i}\n" for i in range(60)), encoding="utf-8")
     flags = ["--data", data, "--backend", "torch", "--dtype", "float64", "--device", "cpu",
              "--batch-size", 5, "--num-steps", 12, "--n-embd", 8, "--num-samples", 2,
-             "--eval-interval", 4, "--threads", 1]
+             "--eval-interval", 4, "--threads", 1, "--val-fraction", 0.2]
     monkeypatch.setenv("MICROGPT_RUNS", str(tmp_path / "runs"))
     command = [str(ROOT / "microgpt.py"), *map(str, flags)]
     alone = subprocess.run([sys.executable, *command, "--name", "alone"], capture_output=True,

@@ -31,6 +31,7 @@ from microgpt.training.lock import Lock
 from microgpt.training.settings import settings_of
 
 FORMAT = 1
+BUNDLED = Path(__file__).resolve().parent / "models" / "names"  # comes with microgpt
 LARGEST_JSON = 1 << 24  # bytes
 LARGEST_SIZE, MOST_LAYERS = 1 << 20, 1 << 12  # of a model that is read: far beyond any real one
 MOST_STEPS = 1e15
@@ -206,6 +207,11 @@ class Run:
     @property
     def name(self):
         return self.path.name
+
+    @property
+    def is_bundled(self):
+        """Whether this is the model that comes with microgpt."""
+        return self.path == BUNDLED
 
     @property
     def is_stream(self):
@@ -495,15 +501,13 @@ def all_runs(folder=None):
 def find(name=None):
     """Returns the Run of a name in runs_folder(), or of a path; without one, the latest.
 
-    ValueError, which names the runs that there are, where there is none.
+    Where there is none yet, that is the model that comes with microgpt, which otherwise has its
+    name too. ValueError, which names the runs that there are, for one that is not there.
     """
     paths = all_runs()
     if name is None:
-        if not paths:
-            raise ValueError(f"there is no run in {runs_folder()} yet: `python3 microgpt.py` "
-                             "trains one, and --run takes the path of another")
-        return open_run(paths[0])
-    for path in (Path(name), runs_folder() / name):
+        return open_run(paths[0] if paths else BUNDLED)
+    for path in (Path(name), runs_folder() / name, BUNDLED.parent / name):
         if os.path.lexists(path / "config.json"):  # unlike exists(), never an error
             return open_run(path)
     names = [path.name for path in paths]
