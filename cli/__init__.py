@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "what several runs write after the same prompts, side by side",
     "eval": "the loss of a run on its held-out text, or on any other",
     "runs": "a table of all runs",
+    "sweep": "many runs that differ in a few settings, several at once, and a table of them",
     "tokenize": "how a text is cut into tokens",
     "backends": "a short proof on every backend that is installed",
     "gradcheck": "the proof, weight by weight, for a model of your own",

@@ -77,18 +77,18 @@ def row_of(run):
     return row
 
 
-def print_table(rows):
+def print_table(rows, shown=COLUMNS):
     """Prints rows under headings. On a terminal no line is broken: columns that it has no room
     for are left out, and then names are cut."""
     columns = {}
-    for name, (heading, show_value) in COLUMNS.items():
+    for name, (heading, show_value) in shown.items():
         cells = ["-" if row[name] is None else printable(show_value(row[name])) for row in rows]
         columns[name] = [heading, *cells]
     widths = {name: max(map(len, cells)) for name, cells in columns.items()}
     if sys.stdout.isatty():
         room = terminal.columns() - 1
         for name in LEAST_FIRST:
-            if min(widths["name"], NARROWEST) + others(widths) > room:
+            if name in widths and min(widths["name"], NARROWEST) + others(widths) > room:
                 del widths[name]
         widths["name"] = max(1, min(widths["name"], room - others(widths)))
     for i in range(len(rows) + 1):

@@ -252,6 +252,8 @@ class Session:
                     self.finish(trainer, reason, interrupts.received)
                 if interrupts.received():
                     self.interrupted(state)
+                elif self.run:
+                    self.run.end(state, reason)
             except OSError:
                 if not interrupts.received():
                     raise

@@ -104,6 +104,7 @@ def test_older_command_lines_run_as_typed(line, tmp_path):
 EVERY = {
     "train": "--num-steps 300 --backend matrix", "sample": "--num-samples 3000",
     "compare": "names --num-samples 2000", "eval": "", "runs": "names", "tokenize": "abc",
+    "sweep": "--grid n_layer=1,2,3,4 --dry-run",
     "chat": "", "backends": "", "gradcheck": ""}
 
 

@@ -243,6 +243,19 @@ class Run:
     def write_about(self):
         self.write("config.json", json.dumps(self.about, indent=1) + "\n")
 
+    def end(self, state, reason):
+        """Notes in config.json that the run came to its end: why, and at which step."""
+        self.about["ended"] = {"step": state.step, "reason": reason}
+        self.write_about()
+
+    def has_ended(self):
+        """Returns whether it came to its end, and has not gone on since."""
+        path, ended = self.path / "last.safetensors", self.about.get("ended")
+        if not isinstance(ended, dict) or not path.exists():
+            return False
+        metadata = checkpoint.read_metadata(path)
+        return parse_state(metadata.get("state", ""), path).step == ended.get("step")
+
     def write_log(self, lines):
         self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
