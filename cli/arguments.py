@@ -66,7 +66,9 @@ def add_device_flags(group):
     group.add_argument("--device", metavar="NAME",
                        help="torch: auto, cpu, cuda, cuda:1, mps (default: auto)")
     group.add_argument("--dtype", metavar="NAME",
-                       help="torch: auto, float32, float64 (default: auto)")
+                       help="torch: float32, float64, bfloat16, or auto, which trains with "
+                       "products in bfloat16 where the processor has them and the model is not "
+                       "tiny (default: auto)")
 
 
 def add_backend_flags(parser):

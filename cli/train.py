@@ -126,7 +126,8 @@ def make_backend(settings, config, weights):
         options["weight_decay"] = settings.weight_decay
     if settings.backend == "torch":
         options.update(device=settings.device or "auto", dtype=settings.dtype or "auto",
-                       threads=settings.threads, together=True)
+                       threads=settings.threads, together=True,
+                       report=lambda line: print(f"microgpt: {line}", file=sys.stderr))
     return backends.load(settings.backend)(config, weights, optimizer=settings.optimizer,
                                            max_norm=settings.grad_clip, **options)
 

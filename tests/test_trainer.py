@@ -375,3 +375,59 @@ def test_what_no_machine_has_room_for_is_refused_before_it_is_taken(tmp_path, fl
     assert main("--data", texts(tmp_path), *TINY, *flags) == 2
     err = capsys.readouterr().err
     assert re.search(words, err) and err.count("\n") == 1
+
+
+# ---- losses that are read later, as on a GPU
+
+
+class Ordered:
+    """A loss that is known once float() asks for it; counts how often that is."""
+
+    asked = 0
+
+    def __init__(self, loss):
+        self.loss = loss
+
+    def __float__(self):
+        Ordered.asked += 1
+        return self.loss
+
+
+class Heard(Report):
+    def __init__(self):
+        self.steps = []
+
+    def step(self, step, loss, tokens_per_second):
+        self.steps.append((step, loss))
+
+
+def on_a_gpu(found, spoil=None):
+    """Makes a trainer's backend give its losses as a GPU does; the loss of step `spoil` is nan."""
+    real, Ordered.asked = found.backend.step, 0
+
+    def step(*arguments):
+        loss = real(*arguments)
+        return Ordered(math.nan if found.state.step == spoil else loss)
+    found.backend.step = step
+    return found
+
+
+def test_losses_that_are_read_later_are_the_same_losses(tmp_path):
+    plain, later = Heard(), Heard()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    trainer(tmp_path / "a", report=plain, num_steps=7, eval_interval=3).train()
+    time = [0.0]  # which stands still: nothing is read but where it has to be
+    found = on_a_gpu(trainer(tmp_path / "b", report=later, num_steps=7, eval_interval=3,
+                             clock=lambda: time[0]))
+    found.train()
+    assert later.steps == plain.steps and [step for step, _ in plain.steps] == [*range(1, 8)]
+    assert found.log[0]["loss"] == pytest.approx(sum(loss for _, loss in plain.steps[:3]) / 3)
+    assert Ordered.asked == 7
+
+
+def test_a_loss_that_is_read_late_and_is_nan_keeps_the_checkpoint_before(tmp_path):
+    found = on_a_gpu(trainer(tmp_path, num_steps=9, eval_interval=3, clock=lambda: 0.0), spoil=4)
+    with pytest.raises(ValueError, match="the loss became nan at step 5"):
+        found.train()
+    assert found.run.load_last()[2].step == 3
