@@ -396,7 +396,7 @@ class TorchBackend(Backend):
     def _sum_gradients(self, batch, dropout_seed, size):
         """Returns the loss of a batch, its gradients then being in _grads; None if memory ends."""
         loss, weights = 0.0, self._training_weights()
-        if not batch:  # more processes than sequences
+        if self.group and not batch:  # more processes than sequences
             self._grads.all.zero_()
             return 0.0
         try:

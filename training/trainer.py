@@ -152,7 +152,9 @@ class Trainer:
             return "done"
         if settings.patience and state.stale >= settings.patience:
             return "patience"
-        return "time" if is_over else None
+        if is_over:
+            return "time"
+        return self.stop() if self.backend.size == 1 else None  # several agree on that in a moment
 
     def evaluating(self, done, total):
         if self.backend.size == 1 and self.stop():  # else the others would wait for this process
