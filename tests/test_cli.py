@@ -75,7 +75,8 @@ def test_long_documents_are_cut_as_the_file_cuts_them(tmp_path, capsys):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "sgd"])
 def test_every_optimizer_learns(optimizer, capsys):
     microgpt.main(["--backend", "matrix", "--optimizer", optimizer, "--batch-size", "8",
-                   "--num-steps", "30", "--grad-clip", "1", "--num-samples", "0"])
+                   "--num-steps", "30", "--grad-clip", "1", "--num-samples", "0",
+                   "--eval-tokens", "100"])
     losses = [float(line.split("loss ")[1]) for line in capsys.readouterr().out.splitlines()
               if line.startswith("step")]
     assert sum(losses[-5:]) / 5 < losses[0] - 0.2

@@ -61,7 +61,8 @@ def output(capsys, *flags):
 
 def test_a_page_from_the_web_by_words(site):
     flags = ["--urls", f"{site}/book.html", f"{site}/gone.html", "--tokenizer", "word",
-             "--num-steps", "50", "--num-samples", "2", "--backend", "matrix"]
+             "--num-steps", "50", "--num-samples", "2", "--backend", "matrix",
+             "--eval-tokens", "50"]
     first = command(*flags)
     assert first.returncode == 0, first.stderr
     assert "gone.html" in first.stderr and "404" in first.stderr

@@ -81,7 +81,7 @@ def test_suggestions(words, message):
 # ---- what the older scripts were told
 
 OLD = ["--tokenizer bpe --bpe-merges 1000 --n-embd 64 --n-head 8 --n-layer 3 --num-steps 2 "
-       "--prompt-file test_prompts.txt",
+       "--prompt-file test_prompts.txt --eval-tokens 20",
        "--tokenizer char --num-steps 2", "--no-gpu --batch-size 2 --block-size 8 --num-steps 1",
        "--url-file pages.txt --no-cache --num-steps 1 --tokenizer word"]
 
