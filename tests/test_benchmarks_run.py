@@ -1,4 +1,6 @@
 """benchmarks/run.py: one table of all figures; what breaks is named, and the others go on."""
+import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -79,3 +81,12 @@ def test_each_benchmark_has_a_figure_and_is_a_script(bench):
             if flag.startswith("--"):
                 plain = flag.replace("--no-", "--")
                 assert f'"{flag}"' in source or f'"{plain}"' in source
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_what_a_benchmark_takes_from_microgpt_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("microgpt"):
+            for alias in node.names:
+                assert hasattr(importlib.import_module(node.module), alias.name) or (
+                    importlib.util.find_spec(f"{node.module}.{alias.name}")), alias.name
