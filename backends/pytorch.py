@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from microgpt.backends.base import (FORWARD, HEAD, Backend, check_batch, check_rows, check_state,
                                      check_tokens, count_targets, micro_batches, part_seed)
-from microgpt.backends.processes import is_one_of_several
+from microgpt.backends.processes import available_cores, is_one_of_several
 from microgpt.backends.torch_flat import Flat
 from microgpt.backends.torch_group import Group, own_device
 from microgpt.backends.torch_ops import (IGNORED, DeviceMasks, TorchOps, given_masks,
@@ -99,6 +99,13 @@ def has_bfloat16(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return device.type == "cpu" and supported()
+
+
+def is_out_of_memory(error):
+    """Returns whether an exception says that the device's memory is full; CUDA has a class for it,
+    other devices, and CUDA's libraries, have words."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or isinstance(error, RuntimeError) and (
+        "out of memory" in str(error) or "ALLOC_FAILED" in str(error))
 
 
 @functools.lru_cache(maxsize=None)
@@ -216,7 +223,7 @@ class TorchBackend(Backend):
         if threads is not None:
             set_threads(threads)
         self.threads = torch.get_num_threads()
-        self.report, self.micro_batch = report, None
+        self.report, self.micro_batch, self.test_batch = report, None, None
         self.group = Group(self.device) if together else None
         self.rank, self.size = (self.group.rank, self.group.size) if together else (0, 1)
         keep_freed_memory()
@@ -294,7 +301,8 @@ class TorchBackend(Backend):
         check_batch(self.config, batch)
         longest = max(map(len, batch))
         filled = [[*tokens, *[IGNORED] * (longest - len(tokens))] for tokens in batch]
-        return torch.tensor(filled, device=self.device)
+        # note: a plain copy would wait for all that the GPU still has to do
+        return torch.tensor(filled).to(self.device, non_blocking=True)
 
     def _tokens(self, batch):
         """Returns the stream that a batch is cut from, on the device; None for one that is too
@@ -333,26 +341,30 @@ class TorchBackend(Backend):
 
     @torch.no_grad()
     def loss(self, batch):
-        return self._plain_loss(self._weights, self._windows(batch), by_hand=None).item()
-
-    def _training_loss(self, weights, windows, masks):
-        """Returns the loss, as a tensor; compiled where that works, and the batch has one shape."""
-        if self._compiled is None or windows.shape[1] <= self.config.block_size:
-            return self._plain_loss(weights, windows, masks, None, self.products)
-        try:
-            return self._compiled(weights, windows, masks)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler may lack, the run goes on without it
-            self._compiled = None
-            self.report(f"torch.compile does not work here ({type(error).__name__}): this run goes "
-                        "on without it, slower")
-            return self._plain_loss(weights, windows, masks, None, self.products)
+        def in_parts(size):
+            return sum(share * self._plain_loss(self._weights, self._windows(part), by_hand=None
+                                                ).item()
+                       for _, part, share in micro_batches(batch, size))
+        loss, self.test_batch = self._fitting(in_parts, len(batch), self.test_batch)
+        return loss
 
     def _gradients(self, weights, batch, masks=None):
-        """Returns (loss, gradients in the order of the weights), as tensors."""
-        loss = self._training_loss(weights, self._windows(batch), masks)
-        return loss.detach(), torch.autograd.grad(loss, list(weights.values()))
+        """Returns (loss, gradients in the order of the weights), as tensors; compiled where that
+        works, and the batch has the one shape that it is compiled for."""
+        def both(loss):
+            return loss.detach(), torch.autograd.grad(loss, list(weights.values()))
+
+        windows = self._windows(batch)
+        if self._compiled is not None and windows.shape[1] > self.config.block_size:
+            try:
+                return both(self._compiled(weights, windows, masks))
+            except Exception as error:  # whatever a compiler may lack, the run goes on without it
+                if is_out_of_memory(error):
+                    raise
+                self._compiled = None
+                self.report(f"torch.compile does not work here ({type(error).__name__}): this run "
+                            "goes on without it, slower")
+        return both(self._plain_loss(weights, windows, masks, None, self.products))
 
     def gradients(self, batch, dropout=None):
         masks = dropout and given_masks(dropout, [len(tokens) - 1 for tokens in batch])
@@ -369,20 +381,37 @@ class TorchBackend(Backend):
         rest of the run, and the step is taken again.
         """
         mine = self.group.mine(batch) if self.group else batch
-        while True:
-            size = min(filter(None, (micro_batch, self.micro_batch)), default=len(mine))
-            loss = self._sum_gradients(mine, dropout_seed, size)
-            if loss is not None:
-                break
-            self.micro_batch = (min(size, len(mine)) + 1) // 2
-            self.report(f"out of memory: {self.micro_batch} sequences at a time from here on; the "
-                        "batch stays as it is")
+        loss, self.micro_batch = self._fitting(
+            lambda size: self._sum_gradients(mine, dropout_seed, size),
+            min(micro_batch or len(mine), len(mine)), self.micro_batch)
         if self.group:
             loss = self._add_up(loss, count_targets(mine) / count_targets(batch))
         if self.max_norm is not None:
             clip_gradients([self._grads.all], self.max_norm)
         self._steps.step(self._flat, self._grads, learning_rate)
         return loss.item() if self.device.type == "cpu" else loss
+
+    def _fitting(self, compute, size, limit):
+        """Returns (compute(size), limit), where size is halved until the GPU's memory does.
+
+        size: sequences at a time. limit: how many an earlier attempt has found to fit, or None.
+        ValueError where not even one fits.
+        """
+        size = min(size, limit or size)
+        while True:
+            try:
+                return compute(size), limit
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size <= 1:
+                    raise ValueError("out of memory with one sequence at a time: take a smaller "
+                                     "--n-embd, --n-layer or --block-size, or --device cpu"
+                                     ) from None
+            # note: only here is the error gone, and with it what the attempt held
+            size = limit = (size + 1) // 2
+            self.report(f"out of memory: {size} sequences at a time from here on; the batch stays "
+                        "as it is")
 
     def _add_up(self, loss, share):
         """Returns the loss of the whole batch, and leaves its gradients in _grads: the sums of all
@@ -394,21 +423,16 @@ class TorchBackend(Backend):
         return loss
 
     def _sum_gradients(self, batch, dropout_seed, size):
-        """Returns the loss of a batch, its gradients then being in _grads; None if memory ends."""
+        """Returns the loss of a batch, its gradients then being in _grads."""
         loss, weights = 0.0, self._training_weights()
-        if self.group and not batch:  # more processes than sequences
+        if not batch and self.group:  # more processes than sequences
             self._grads.all.zero_()
             return 0.0
-        try:
-            for index, part, share in micro_batches(batch, size):
-                with self._dropout(dropout_seed, index) as masks:
-                    part_loss, grads = self._gradients(weights, part, masks)
-                self._grads.take(grads, share, add=index > 0)
-                loss += share * part_loss
-        except torch.cuda.OutOfMemoryError:
-            if size == 1:
-                raise
-            return None  # and what the failed attempt held is given back
+        for index, part, share in micro_batches(batch, size):
+            with self._dropout(dropout_seed, index) as masks:
+                part_loss, grads = self._gradients(weights, part, masks)
+            self._grads.take(grads, share, add=index > 0)
+            loss += share * part_loss
         return loss
 
     @contextlib.contextmanager
@@ -512,10 +536,3 @@ def gradient_seconds(backend, batch, seconds):
         if times[0] > 2 * seconds:  # a step this long needs no second opinion
             break
     return sorted(times[1:] or times)[len(times[1:]) // 2]
-
-
-def available_cores():
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -80,7 +80,7 @@ def add_backend_flags(parser):
                        help="the same as --backend scalar")
     add_device_flags(group)
     group.add_argument("--threads", type=ranged(int, 1), metavar="N",
-                       help="torch on a CPU: how many at once (default: tried out)")
+                       help="torch on a CPU: how many at once (default: tried out, and kept)")
 
 
 def add_optimizer_flags(parser):

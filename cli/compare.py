@@ -6,11 +6,11 @@ import json
 import math
 import sys
 
-from microgpt.cli import arguments, texts
+from microgpt.cli import arguments
 from microgpt.cli.parser import Parser
 from microgpt.cli.runs import row_of
 from microgpt.cli.terminal import bold, columns, fold_lines, width
-from microgpt.cli.writing import Writer, note, read_prompts, write
+from microgpt.cli.writing import Writer, note, read_prompts, write_jobs
 from microgpt.training import checkpoint, runs
 
 LATEST = 4            # runs, where none is named
@@ -67,16 +67,9 @@ def column_of(args, one, jobs):
     """Returns a run's column, as JSON has it: how good it is, and its texts."""
     settings = arguments.sampling_settings(args, one.is_stream)
     writer = Writer(arguments.backend_of_run(args, one), one.tokenizer, one.is_stream)
-    # what of a prompt it cannot read is said before there is a line of progress
-    tokens = {prompt: writer.tokens(prompt) for prompt in dict.fromkeys(job[0] for job in jobs)}
-    texts.show_progress(f"{one.name} writes")
-    written = []
-    for prompt, index in jobs:
-        text = write(writer, prompt, settings, args.seed, index, tokens[prompt])
-        written.append({"prompt": prompt, "text": text.text, "tokens": text.tokens,
-                        "end": text.end})
-    texts.show_progress("")
-    return {**facts_of(one), "texts": written}
+    return {**facts_of(one), "texts": [
+        {"prompt": text.prompt, "text": text.text, "tokens": text.tokens, "end": text.end}
+        for text in write_jobs(one.name, writer, jobs, settings, args.seed)]}
 
 
 def facts_of(one):
@@ -118,10 +111,16 @@ def show(jobs, found):
         name, *facts = heading(column)
         print(f"{bold(name)}: {', '.join(facts)}")
     for i, (prompt, _) in enumerate(jobs):
-        print(title_of(i, prompt))
-        for column in found:
-            text = prompt + column["texts"][i]["text"]
-            print(f"{column['run']}:" + ("\n" if "\n" in text else " ") + text)
+        under_each_other(i, prompt, {column["run"]: column["texts"][i]["text"]
+                                     for column in found})
+
+
+def under_each_other(i, prompt, found):
+    """Prints what each run has written behind a prompt: name -> text."""
+    print(title_of(i, prompt))
+    for name, text in found.items():
+        text = prompt + text
+        print(f"{name}:" + ("\n" if "\n" in text else " ") + text)
 
 
 def title_of(i, prompt):

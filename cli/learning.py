@@ -1,10 +1,9 @@
 """Learning a tokenizer on the command's behalf: progress while it lasts, and what to know after."""
-import sys
 import time
 
 from microgpt import tokenizers
 from microgpt.cli import arguments
-from microgpt.cli.terminal import columns
+from microgpt.cli.texts import show_progress
 
 
 class Progress:
@@ -15,16 +14,14 @@ class Progress:
 
     def __call__(self, done, total):
         now = time.monotonic()
-        if not sys.stderr.isatty() or now - self.start < 1:
+        if now - self.start < 1:
             return
         if done == total and self.shown:
-            sys.stderr.write("\r" + " " * min(70, columns()) + "\r")
+            show_progress("")
         elif done and now - self.shown > 0.1:
             self.shown = now
             left = (now - self.start) / done * (total - done)
-            text = f"{self.what}: {done} of {total}, {left:.0f} s left at most   "
-            sys.stderr.write("\r" + text[:columns()])
-        sys.stderr.flush()
+            show_progress(f"{self.what}: {done} of {total}, {left:.0f} s left at most")
 
 
 def learn_tokenizer(flags, kind, texts, cache):

@@ -62,6 +62,7 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", Formatter)
         super().__init__(f"{COMMAND} {command}".strip(), description=description,
                          allow_abbrev=False, **settings)
+        self._optionals.title = "options"  # as Python 3.10 and later call them
 
     def flags(self):
         """Returns all flags, such as --seed."""

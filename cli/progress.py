@@ -1,9 +1,10 @@
 """What a run says on its way: the line of a step, evaluations, and the time it will take."""
-import shutil
 import statistics
 import sys
 import time
 
+from microgpt.cli.terminal import LiveLine
+from microgpt.training.evaluation import bits_shown
 from microgpt.training.trainer import Report
 
 MOST_LINES = 1000  # of steps, where they are not one line that is rewritten
@@ -33,26 +34,11 @@ class Watch(Report):
     def __init__(self, settings, first_step, evaluation_seconds, rough=""):
         self.settings, self.first = settings, first_step
         self.evaluation_seconds, self.rough = evaluation_seconds, rough
-        self.live, self.width, self.shown = sys.stdout.isatty(), 0, 0.0
+        self.lines = LiveLine(sys.stdout)
+        self.line = self.lines.say
         self.every = max(1, (settings.num_steps - first_step) // MOST_LINES)
         self.paces, self.last = [], None
         self.started = self.before = time.monotonic()
-
-    # ---- lines
-
-    def rewrite(self, text):
-        """Shows a text in place of the one before, on a terminal; no wider than that."""
-        text = text[:shutil.get_terminal_size().columns - 1]
-        sys.stdout.write("\r" + text.ljust(self.width) + "\r")
-        sys.stdout.flush()
-        self.width = len(text)
-
-    def line(self, text):
-        """Prints a line that stays."""
-        if self.live and self.width:
-            self.rewrite("")
-            self.width = 0
-        print(text, flush=True)
 
     # ---- what the trainer reports
 
@@ -61,21 +47,19 @@ class Watch(Report):
         if self.paces is not None:
             self.guess()
         text = f"step {step:4d} / {num_steps:4d} | loss {loss:.4f}"
-        if not self.live:
+        if not self.lines.live:
             if step % self.every == 0 or step in (self.first + 1, num_steps):
                 print(text, flush=True)
         elif step == num_steps:
             self.line(text)
-        elif time.monotonic() - self.shown > 0.05:  # a terminal is slow, and nobody reads faster
-            self.shown = time.monotonic()
+        elif self.lines.is_due(0.05):  # a terminal is slow, and nobody reads faster
             held_out = "" if self.last is None else f" | held out {self.last:.4f}"
-            self.rewrite(f"{text}{held_out} | {tokens_per_second:,.0f} tokens/s | "
-                         f"{duration(self.left(step))} left")
+            self.lines.rewrite(f"{text}{held_out} | {tokens_per_second:,.0f} tokens/s | "
+                               f"{duration(self.left(step))} left")
 
     def evaluating(self, done, total):
-        if self.live and time.monotonic() - self.shown > 0.2:
-            self.shown = time.monotonic()
-            self.rewrite(f"testing: {100 * done // total} %")
+        if self.lines.is_due(0.2):
+            self.lines.rewrite(f"testing: {100 * done // total} %")
 
     def evaluation(self, line):
         if line["val_loss"] is not None:
@@ -112,8 +96,7 @@ class Watch(Report):
 
 def losses_of(line):
     """Returns the losses of a line of the log, for people."""
-    bits = line["bits_per_character"]
-    bits = "lossy" if bits is None else f"{bits:.3f} bits a character"
+    bits = bits_shown(line["bits_per_character"])
     if not line["whole"]:
         bits += f", on {line['eval_tokens']:,} tokens of windows evenly spaced (--eval-tokens)"
     if line["val_loss"] is None:

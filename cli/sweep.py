@@ -12,7 +12,6 @@ from microgpt.corpus.load import load
 from microgpt.nn import GPTConfig, count_parameters, init_weights
 from microgpt.training import costs, runs, sweep
 from microgpt.training.lock import Lock
-from microgpt.training.presets import PRESETS
 
 OWN = ("file", "grid", "jobs", "devices", "retry", "dry_run", "json", "name", "prompt")
 
@@ -140,12 +139,8 @@ def gather_once(plans):
 
 def text_key(args, settings):
     """Returns what tells texts apart; writes a preset's text into the flags."""
-    asked = arguments.given(args, texts.DATA_FLAGS) or {
-        name: value for name, value in PRESETS[args.preset or "names"].items()
-        if name in texts.DATA_FLAGS}
-    for name in texts.DATA_FLAGS:
-        setattr(args, name, asked.get(name))
-    return json.dumps([asked, settings.encoding, settings.extract], sort_keys=True)
+    return json.dumps([texts.asked_texts(args), settings.encoding, settings.extract],
+                      sort_keys=True)
 
 
 def check_folder(folder, asked):
@@ -200,7 +195,5 @@ def size_of(args, settings, gathered, sizes):
     data = sizes[key]
     settings = train.with_steps(settings, data)
     config = settings.config(data.tokenizer.vocab_size)
-    total = 0 if not data.corpus else (
-        len(data.train) if data.is_stream else sum(map(len, data.train)))
     return {"parameters": count_parameters(config), "steps": settings.num_steps,
-            "memory": costs.memory(config, settings, total)}
+            "memory": costs.memory(config, settings, data.tokens_in_memory)}

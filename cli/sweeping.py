@@ -4,19 +4,23 @@ How a run stands is read from its folder, which the run itself keeps whole at an
 failed.json beside it. So a sweep may be killed anywhere: started again, it knows what is left.
 """
 import json
-import os
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
 
+from microgpt.backends.processes import available_cores
+from microgpt.cli.compare import under_each_other
 from microgpt.cli.jobs import Job, Stops
 from microgpt.cli.progress import duration
 from microgpt.cli.runs import print_table, row_of
+from microgpt.cli.terminal import LiveLine
+from microgpt.cli.writing import Writer, note, write_jobs
 from microgpt.corpus.cache import write_atomically
-from microgpt.nn.sampling import SamplingSettings, sample, sample_rng
+from microgpt.nn.config import DEFAULTS
+from microgpt.nn.sampling import SamplingSettings
 from microgpt.training import runs, sweep
+from microgpt.training.evaluation import bits_shown
 from microgpt.training.lock import Lock
 
 PAUSE = 0.05  # seconds between two looks at the jobs
@@ -49,32 +53,6 @@ def count_of(number, what):
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-class Lines:
-    """Lines that stay, and on a terminal one below them that is rewritten."""
-
-    def __init__(self, file):
-        self.file, self.live, self.width, self.shown = file, file.isatty(), 0, 0.0
-
-    def say(self, text):
-        self.rewrite("")
-        print(text, file=self.file, flush=True)
-
-    def rewrite(self, text):
-        if self.live and (text or self.width):
-            text = text[:shutil.get_terminal_size().columns - 1]
-            self.file.write("\r" + text.ljust(self.width) + "\r")
-            self.file.flush()
-            self.width = len(text)
-
-    def due(self):
-        """Returns whether it is time to rewrite the live line."""
-        now = time.monotonic()
-        if not self.live or now - self.shown < SHOW_EVERY:
-            return False
-        self.shown = now
-        return True
-
-
 class Start:
     """One start of a sweep: what stands, what is left to do, what runs, how it ends.
 
@@ -86,7 +64,7 @@ class Start:
         self.sweep, self.plans, self.folder, self.args = asked, plans, folder, args
         self.devices, self.running, self.waited_for = devices, {}, set()
         self.places = args.jobs or len(devices) or 1
-        self.lines = Lines(sys.stderr if args.json else sys.stdout)
+        self.lines = LiveLine(sys.stderr if args.json else sys.stdout)
         self.failed = read_failures(folder)
         self.standing = {name: self.stands(name) for name in plans}
         self.waiting = [name for name, how in self.standing.items() if how != "finished" and (
@@ -152,7 +130,7 @@ class Start:
             for place in range(self.places):
                 if place not in self.running:
                     self.start_in(place)
-            if self.lines.due():
+            if self.lines.is_due(SHOW_EVERY):
                 self.lines.rewrite(self.progress())
             time.sleep(PAUSE)
 
@@ -212,7 +190,7 @@ class Start:
         where = device or settings.device or "auto"
         if self.places > 1 and settings.backend == "torch" and not settings.threads and (
                 not where.startswith(ON_DEVICES)):
-            flags.append(f"--threads={max(1, cores() // self.places)}")
+            flags.append(f"--threads={max(1, available_cores() // self.places)}")
         return flags
 
     def end(self, job, stopping):
@@ -265,9 +243,9 @@ class Start:
                          for row in rows if row["status"] != "failed"], COLUMNS)
             for note in self.notes(rows):
                 print(note)
-        samples = []
-        for prompt in self.sweep.prompts or [""]:
-            samples.append({"prompt": prompt, "texts": self.continued(prompt, rows, stops)})
+        samples = self.samples(self.sweep.prompts or [""], rows, stops)
+        for i, sample in enumerate(samples if not self.args.json else ()):
+            under_each_other(i, sample["prompt"], sample["texts"])
         document = {"name": self.sweep.name, "about": self.sweep.about, "runs": rows,
                     "samples": samples}
         write(self.folder / "table.json", document)
@@ -306,45 +284,33 @@ class Start:
             elif row["status"] == "interrupted":
                 yield f"interrupted: {row['name']}: start the sweep again to finish it"
 
-    def continued(self, prompt, rows, stops):
-        """Returns name -> what each run makes of a prompt, printed as it comes."""
-        found = {}
-        if not self.args.json:
-            print(f"\nprompt {json.dumps(prompt, ensure_ascii=False)}" if prompt else "\nno prompt")
+    def samples(self, prompts, rows, stops):
+        """Returns what each finished run's best model writes behind each prompt, as JSON has it.
+
+        With the seed that `compare` has too, so it can show the same texts again.
+        """
+        samples = [{"prompt": prompt, "texts": {}} for prompt in prompts]
         for row in rows:
             if row["status"] != "finished" or stops.received():
                 continue
             try:
-                found[row["name"]] = continuation(runs.open_run(self.folder / row["name"]), prompt)
+                chosen = runs.open_run(self.folder / row["name"])
+                writer = Writer(chosen.backend(), chosen.tokenizer, chosen.is_stream)
+                settings = SamplingSettings(chosen.settings.temperature, max_tokens=LONGEST_SAMPLE)
+                found = write_jobs(chosen.name, writer, [(prompt, 0) for prompt in prompts],
+                                   settings, DEFAULTS["seed"])
             except ValueError as error:
-                print(f"microgpt: {error}", file=sys.stderr)
+                note(error)
                 continue
-            if not self.args.json:
-                text = found[row["name"]].replace("\n", "\n    ")
-                print(f"  {row['name']}:\n    {prompt}{text}", flush=True)
-        return found
+            for sample, text in zip(samples, found):
+                sample["texts"][chosen.name] = text.text
+        return samples
 
 
 def result_of(row):
     """Returns a row's losses in a few words."""
     loss = "" if row["val_loss"] is None else f"held out {row['val_loss']:.4f} nats a token, "
-    bits = row["bits_per_character"]
-    return loss + ("lossy" if bits is None else f"{bits:.3f} bits a character")
-
-
-def continuation(chosen, prompt):
-    """Returns what a run's best model writes behind a prompt; the same each time."""
-    tokenizer = chosen.tokenizer
-    settings = SamplingSettings(chosen.settings.temperature, max_tokens=LONGEST_SAMPLE)
-    return sample(chosen.backend(), tokenizer, settings, sample_rng(0, prompt), chosen.is_stream,
-                  tokenizer.encode(prompt))
-
-
-def cores():
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return loss + bits_shown(row["bits_per_character"])
 
 
 def read_failures(folder):

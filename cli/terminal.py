@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import unicodedata
 
 _UNITS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\n|\r| |[^\x1b\n\r ]+|\x1b")
@@ -146,6 +147,34 @@ def fold_output():
         stream = getattr(sys, name)
         if stream is not None and stream.isatty() and not isinstance(stream, Folded):
             setattr(sys, name, Folded(stream))
+
+
+class LiveLine:
+    """Lines that stay, and below them, where that is a terminal, one that is rewritten."""
+
+    def __init__(self, file):
+        self.file, self.live, self.width, self.shown = file, file.isatty(), 0, 0.0
+
+    def say(self, text):
+        """Prints a line that stays."""
+        self.rewrite("")
+        print(text, file=self.file, flush=True)
+
+    def rewrite(self, text):
+        """Shows a text in place of the one before, on a terminal; no wider than that."""
+        if self.live and (text or self.width):
+            text = text[:columns()]
+            self.file.write("\r" + text.ljust(self.width) + "\r")
+            self.file.flush()
+            self.width = len(text)
+
+    def is_due(self, seconds):
+        """Returns whether it is that long since this was last so, on a terminal."""
+        now = time.monotonic()
+        if not self.live or now - self.shown < seconds:
+            return False
+        self.shown = now
+        return True
 
 
 def in_colour():

@@ -7,6 +7,7 @@ import time
 from microgpt.cli import arguments
 from microgpt.cli.terminal import columns
 from microgpt.corpus.sources import gather
+from microgpt.training.presets import PRESETS
 
 DATA_FLAGS = ("data", "urls", "url_file")
 ENOUGH = 1000  # bytes: of a smaller text none is held out unless asked for
@@ -31,6 +32,17 @@ class Limited:
         if time.monotonic() - self.shown > 0.2:
             self.shown = time.monotonic()
             show_progress(self.describe(*progress))
+
+
+def asked_texts(args):
+    """Returns flag -> value of the texts that flags, or else the preset, name; args have them then.
+    """
+    asked = arguments.given(args, DATA_FLAGS) or {
+        name: value for name, value in PRESETS[args.preset or "names"].items()
+        if name in DATA_FLAGS}
+    for name in DATA_FLAGS:
+        setattr(args, name, asked.get(name))
+    return asked
 
 
 def gather_texts(args, settings=None):

@@ -15,7 +15,7 @@ from microgpt.cli.chat import Chat
 from microgpt.cli.interrupts import Interrupts
 from microgpt.cli.parser import COMMAND, Parser, version_line
 from microgpt.cli.progress import Watch, duration, losses_of
-from microgpt.cli.writing import Writer, read_prompts, write
+from microgpt.cli.writing import Writer, note, read_prompts, write
 from microgpt.corpus import sources
 from microgpt.corpus.load import load
 from microgpt.nn import count_parameters, init_weights
@@ -96,11 +96,17 @@ def resume(args, prompts):
 
 def several(args):
     """Makes this process, one of those that torchrun started, fit to be one of several."""
-    if arguments.chosen_backend(args) != "torch" and args.resume is None:
-        raise ValueError("torchrun starts several processes, and only --backend torch shares the "
-                         "work among them")
+    if args.resume is None:
+        check_alone(arguments.chosen_backend(args))
     if not processes.speaks():  # one speaks for all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_alone(backend):
+    """Raises ValueError for one of several processes whose backend cannot share the work."""
+    if processes.is_one_of_several() and backend != "torch":
+        raise ValueError("torchrun starts several processes, and only --backend torch shares the "
+                         f"work among them; this is --backend {backend}")
 
 
 def asked_settings(args):
@@ -126,10 +132,18 @@ def make_backend(settings, config, weights):
         options["weight_decay"] = settings.weight_decay
     if settings.backend == "torch":
         options.update(device=settings.device or "auto", dtype=settings.dtype or "auto",
-                       threads=settings.threads, together=True,
-                       report=lambda line: print(f"microgpt: {line}", file=sys.stderr))
+                       threads=settings.threads, together=True, report=note)
     return backends.load(settings.backend)(config, weights, optimizer=settings.optimizer,
                                            max_norm=settings.grad_clip, **options)
+
+
+def tuned(settings, backend, data):
+    """Returns settings in which the backend has chosen what was left to it, for a run to keep."""
+    if settings.threads:
+        return settings
+    at_a_time = min(settings.batch_size, settings.micro_batch or settings.batch_size)
+    return settings.changed(**backend.tune(
+        data.batch(0, at_a_time, settings.block_size, settings.seed)))
 
 
 def automatic_name(settings, config):
@@ -162,11 +176,7 @@ class Session:
         settings = asked_settings(args)
         if settings.backend == "torch":
             backends.load("torch")  # before any reading, if it is not there
-        asked = arguments.given(args, texts.DATA_FLAGS) or {
-            name: value for name, value in PRESETS[args.preset or "names"].items()
-            if name in texts.DATA_FLAGS}
-        for name in texts.DATA_FLAGS:
-            setattr(args, name, asked.get(name))
+        asked = texts.asked_texts(args)
         gathered = texts.gather_texts(args, settings)
         settings = settings.changed(val_fraction=texts.held_out_fraction(settings, gathered))
         rng = random.Random(settings.seed)
@@ -181,9 +191,7 @@ class Session:
         data.check(config.block_size)
         costs.check_memory(config, settings)
         backend = make_backend(settings, config, init_weights(config, rng))
-        if not settings.threads:
-            settings = settings.changed(**backend.tune(
-                data.batch(0, settings.batch_size, config.block_size, settings.seed)))
+        settings = tuned(settings, backend, data)
         run = counting = None
         if data.corpus:  # of a text that is too large for memory, there are no baselines
             counting = baselines(data.corpus.train, data.corpus.validation, data.is_stream)
@@ -211,6 +219,7 @@ class Session:
         weights, memory, state, rng = run.load_last()
         run.check(weights)
         settings, inexact = resumed_settings(args, run)
+        check_alone(settings.backend)
         gathered = texts.stored_texts(args, run, settings)
         data = load(gathered, lambda docs: run.tokenizer, random.Random(settings.seed),
                     mode=run.about["data"]["mode"], val_fraction=settings.val_fraction,
@@ -223,6 +232,7 @@ class Session:
         for slot in backend.optimizer.slot_names:
             memory.setdefault(slot, {})  # empty before the first step
         backend.load_optimizer_state(memory)
+        settings = tuned(settings, backend, data)
         say_what_differs(run, settings, inexact, backend, state)
         if settings != run.settings:
             changes = {name: getattr(settings, name) for name in run_settings.KINDS
@@ -350,10 +360,7 @@ class Session:
                                               config.block_size, data)
         what = "window" if data.is_stream else "document"
         tokens = run_settings.tokens_a_step(settings, data)
-        total = 0  # tokens in memory
-        if data.corpus:
-            total = len(data.train) if data.is_stream else sum(map(len, data.train))
-        needed = costs.memory(config, settings, total)
+        needed = costs.memory(config, settings, data.tokens_in_memory)
         yield (f"plan: {settings.num_steps:,} steps of {settings.batch_size} {what}"
                f"{'s' * (settings.batch_size > 1)}, about {tokens:,.0f} tokens each; all text "
                f"{epochs:.2g} times; about {needed / 1e6:,.0f} MB of memory")

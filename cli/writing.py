@@ -3,6 +3,7 @@ import sys
 from dataclasses import dataclass
 from typing import Optional
 
+from microgpt.cli.texts import show_progress
 from microgpt.nn.sampling import TextStream, draws, explain, sample_rng
 
 
@@ -95,6 +96,20 @@ def write(writer, prompt, settings, seed, index, tokens=None):
     for _ in writing:
         pass
     return writing.result
+
+
+def write_jobs(name, writer, jobs, settings, seed):
+    """Returns the Texts of some jobs, each a prompt and the number of its sample.
+
+    name: the run's, which a terminal shows while it writes. What the model cannot read of a prompt
+    is said once, before that.
+    """
+    tokens = {prompt: writer.tokens(prompt) for prompt in dict.fromkeys(job[0] for job in jobs)}
+    show_progress(f"{name} writes")
+    written = [write(writer, prompt, settings, seed, index, tokens[prompt])
+               for prompt, index in jobs]
+    show_progress("")
+    return written
 
 
 def read_prompts(args):

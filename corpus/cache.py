@@ -2,7 +2,11 @@
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+# seconds between tries: elsewhere than on Windows nobody's reading stands in the way
+WAITS = (0.01, 0.1, 0.5, 1.0) if os.name == "nt" else ()
 
 
 def cache_folder():
@@ -50,13 +54,24 @@ def write_atomically(path, content):
             os.fsync(file.fileno())
         # note: mkstemp made it for the owner alone; a new file elsewhere obeys the umask
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except BaseException:
         try:
             os.unlink(temporary)
         except OSError:
             pass
         raise
+
+
+def replace(temporary, path):
+    """Renames a file over another; on Windows, tries again while somebody has that one open."""
+    for wait in WAITS:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(temporary, path)
 
 
 def umask():

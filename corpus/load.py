@@ -34,6 +34,13 @@ class Data:
     def is_stream(self):
         return self.mode == "stream"
 
+    @property
+    def tokens_in_memory(self):
+        """How many of the tokens to learn from are there; 0 where they are on disk."""
+        if not self.corpus:
+            return 0
+        return len(self.train) if self.is_stream else sum(map(len, self.train))
+
     def batch(self, step, batch_size, block_size, seed):
         """Returns the batch of a step, a pure function of the seed and the step."""
         make = batches.stream_batch if self.is_stream else batches.document_batch

@@ -90,3 +90,24 @@ def test_permissions_are_those_of_any_new_file_or_of_the_old_one(tmp_path):
     Path.chmod(written, 0o600)
     cache.write_atomically(written, b"")
     assert mode(written) == 0o600
+
+
+def test_a_file_that_somebody_reads_is_replaced_when_he_is_done(tmp_path, monkeypatch):
+    """As on Windows, where a reader, or a virus scanner, keeps a file from being replaced."""
+    path, tries, real = tmp_path / "file", [], os.replace
+    path.write_text("old")
+
+    def busy(*paths):
+        tries.append(1)
+        if len(tries) < 3:
+            raise PermissionError(13, "Access is denied")
+        real(*paths)
+    monkeypatch.setattr(cache.os, "replace", busy)
+    monkeypatch.setattr(cache, "WAITS", (0, 0))
+    cache.write_atomically(path, "new")
+    assert (path.read_text(), len(tries)) == ("new", 3)
+    tries[:] = []
+    monkeypatch.setattr(cache, "WAITS", ())
+    with pytest.raises(PermissionError):
+        cache.write_atomically(path, "newer")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

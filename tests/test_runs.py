@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -116,7 +117,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, runs_folder, capsys, monkeypa
     if ROOT_USER:  # whom no permission stops
         def denied(*_, **__):
             raise PermissionError(errno.EACCES, "Permission denied")
-        monkeypatch.setattr(os, "mkdir", denied)
+        monkeypatch.setattr(Path, "mkdir", denied)
     else:
         runs_folder.mkdir(0o500)
     line = refused(capsys, "--data", data, *TINY, "--name", "y")

@@ -273,7 +273,7 @@ class FakeJob:
 def fakes(monkeypatch):
     """Returns what jobs were begun: (name, device, arguments)."""
     monkeypatch.setattr(sweeping, "Job", FakeJob)
-    monkeypatch.setattr(sweeping, "cores", lambda: 7)
+    monkeypatch.setattr(sweeping, "available_cores", lambda: 7)
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(FakeJob, "begun", [])
     return FakeJob.begun

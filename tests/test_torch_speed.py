@@ -285,9 +285,37 @@ def test_a_single_sequence_that_does_not_fit_is_an_error():
     backend = build(report=lambda line: None)
     failing_above(backend, 0)
     before = backend.weights()
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(ValueError, match="one sequence at a time: take a smaller --n-embd"):
         backend.step([STREAM[:8], STREAM[8:16]], 0.1)
     assert backend.weights() == before
+
+
+def test_a_test_that_does_not_fit_is_taken_in_parts(monkeypatch):
+    """Of any device: only CUDA has an exception of its own for it."""
+    lines, batch = [], [STREAM[i:i + 8] for i in range(0, 56, 8)]
+    backend = build(report=lines.append)
+    plain, tried = backend.loss(batch), []
+
+    def limited(weights, windows, *rest, compute=backend._plain_loss, **words):
+        tried.append(len(windows))
+        if len(windows) > 3:
+            raise RuntimeError("MPS backend out of memory (injected)")
+        return compute(weights, windows, *rest, **words)
+    monkeypatch.setattr(backend, "_plain_loss", limited)
+    for _ in range(2):
+        assert backend.loss(batch) == pytest.approx(plain, rel=SAME)
+    assert tried == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1]
+    assert (backend.test_batch, backend.micro_batch, len(lines)) == (2, None, 2)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    backend = build(report=print)
+
+    def broken(*_):
+        raise RuntimeError("shape")
+    backend._gradients = broken
+    with pytest.raises(RuntimeError, match="shape"):
+        backend.step([STREAM[:8], STREAM[8:16]], 0.1)
 
 
 def test_choosing_threads_changes_nothing():
@@ -336,12 +364,27 @@ def test_compiled_is_eager(config):
     assert other == pytest.approx(loss, rel=SAME) and worst(expected, got) < FLOAT64["oracle"]
 
 
-def test_a_compiler_that_fails_is_named_once_and_left_out():
+class Broken(torch.autograd.Function):
+    """A compiled model whose way back is what fails."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_compiler_that_fails_is_named_once_and_left_out(where):
     lines, batch = [], stream_batch(STREAM, 0, 4, 7, 42)
     backend, plain = build(report=lines.append), build()
 
-    def compiled(*_):
-        raise RuntimeError("no compiler")
+    def compiled(weights, *_):
+        if where == "forward":
+            raise RuntimeError("no compiler")
+        return sum(Broken.apply(w) for w in weights.values())
     backend._compiled = compiled
     for _ in range(2):
         assert backend.step(batch, 0.01) == plain.step(batch, 0.01)

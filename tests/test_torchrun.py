@@ -109,3 +109,29 @@ def test_a_run_is_trained_killed_and_resumed_by_two_processes(tmp_path, monkeypa
 def test_other_backends_do_not_share(tmp_path):
     done = torchrun(2, ROOT / "microgpt.py", "--backend", "matrix", "--num-steps", 1)
     assert done.returncode != 0 and "only --backend torch shares the work" in done.stderr
+
+
+def test_other_backends_do_not_share_a_resumed_run_either(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROGPT_RUNS", str(tmp_path))
+    subprocess.run([sys.executable, str(ROOT / "microgpt.py"), "--backend", "matrix", "--name", "m",
+                    "--num-steps", "2", "--num-samples", "0"], check=True, capture_output=True)
+    done = torchrun(2, ROOT / "microgpt.py", "--resume", "m", "--num-steps", 4)
+    assert done.returncode != 0 and "this is --backend matrix" in done.stderr
+
+
+def test_a_device_for_each_process(monkeypatch):
+    from microgpt.backends import torch_group
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch_group.torch.cuda, "is_available", lambda: False)
+    assert [torch_group.own_device(name) for name in ("auto", "cpu", "cuda")] == [
+        "cpu", "cpu", "cuda"]
+    monkeypatch.setattr(torch_group.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch_group.torch.cuda, "device_count", lambda: 2)
+    assert [torch_group.own_device(name) for name in ("auto", "cpu", "cuda")] == [
+        "cuda:1", "cpu", "cuda:1"]
+    for name in ("cuda:0", "mps"):
+        with pytest.raises(ValueError, match=f"device is '{name}': .*; leave --device out"):
+            torch_group.own_device(name)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="it has 2 GPUs: give --nproc-per-node 2"):
+        torch_group.own_device("auto")

@@ -193,6 +193,48 @@ def test_the_first_checkpoint_is_there_before_the_first_step(tmp_path):
     assert rng.getstate() == found.rng.getstate()
 
 
+def test_losses_that_have_to_be_waited_for_count_as_time(tmp_path):
+    """On a GPU a step is only ordered when it returns: who reads the loss waits for it."""
+    clock = Clock()
+
+    class Loss:
+        def __float__(self):
+            clock.now += 10
+            return 1.0
+    found = trainer(tmp_path, clock=clock, num_steps=4, eval_interval=2)
+    step = found.backend.step
+    found.backend.step = lambda *arguments: (step(*arguments), Loss())[1]
+    found.train()
+    assert [line["seconds"] for line in found.log] == [20, 40]
+    assert [line["loss"] for line in found.log] == [1.0, 1.0]
+
+
+def test_an_evaluation_before_the_first_step_stays_in_the_log(tmp_path):
+    found = trainer(tmp_path, clock=Clock(tick=1.0), num_steps=4, max_time=0.5,
+                    eval_interval=4)
+    assert found.train() == "time" and found.state.step == 0
+    again = Trainer(found.backend, found.data, found.settings.changed(max_time=None), found.rng,
+                    found.run, found.run.load_last()[2])
+    again.train()
+    assert [line["step"] for line in found.run.log()] == [0, 4]
+
+
+def test_the_backend_chooses_what_was_left_to_it():
+    from microgpt.cli.train import tuned
+
+    class Backend:
+        def tune(self, batch):
+            return {"threads": len(batch)}
+
+    class Data:
+        def batch(self, step, batch_size, block_size, seed):
+            return [[0] * block_size] * batch_size
+    settings = settings_of({"batch_size": 8})
+    assert tuned(settings, Backend(), Data()).threads == 8
+    assert tuned(settings.changed(micro_batch=2), Backend(), Data()).threads == 2
+    assert tuned(settings.changed(threads=5), Backend(), Data()).threads == 5
+
+
 class Saves(Report):
     def __init__(self):
         self.steps = []

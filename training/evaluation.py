@@ -10,6 +10,7 @@ from typing import Optional
 
 TOKENS_AT_MOST = {"scalar": 20_000, "matrix": 20_000, "torch": 2_000_000}
 BATCHES = {"scalar": 1, "matrix": 16, "torch": 64}  # windows: a graph of numbers takes memory
+LOGITS_AT_MOST = 1 << 27  # at a time: with a vocabulary of 50,000, fewer windows
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,14 @@ class Evaluation:
         return self.loss * self.tokens / self.characters / math.log(2)
 
     def __str__(self):
-        bits = self.bits_per_character
-        bits = "lossy" if bits is None else f"{bits:.3f} bits a character"
         part = "" if self.whole else ", of windows evenly spaced (--eval-tokens)"
-        return f"{self.loss:.4f} nats a token, {bits}, on {self.tokens:,} tokens{part}"
+        return (f"{self.loss:.4f} nats a token, {bits_shown(self.bits_per_character)}, on "
+                f"{self.tokens:,} tokens{part}")
+
+
+def bits_shown(bits):
+    """Returns bits a character in words; None is a lossy tokenizer's."""
+    return "lossy" if bits is None else f"{bits:.3f} bits a character"
 
 
 def characters_of_tokens(tokenizer):
@@ -85,7 +90,9 @@ def evaluate(backend, held_out, is_stream, tokens_at_most=None, characters=None,
     chosen = places
     if total > at_most:
         chosen = evenly_spaced(places, max(1, len(places) * at_most // total))
-    loss, count, letters, size = 0.0, 0, 0, BATCHES[backend.name]
+    loss, count, letters = 0.0, 0, 0
+    size = max(1, min(BATCHES[backend.name],
+                      LOGITS_AT_MOST // (block_size * backend.config.vocab_size)))
     # where several processes train one model, each takes the next batch in turn
     for first in range(backend.rank * size, len(chosen), backend.size * size):
         if progress:

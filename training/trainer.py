@@ -56,7 +56,7 @@ class Trainer:
         self.kept = state and self.standing()  # when it was last saved
         self.unread = []  # losses
         self.started = self.saved_at = self.read_at = clock()
-        if run and self.state.step:
+        if run and self.state != State():
             self.log = [line for line in run.log() if line["step"] <= self.state.evaluated]
             run.write_log(self.log)
 
@@ -78,7 +78,7 @@ class Trainer:
         while not reason:
             reason, is_over = self.asked_to_end()
             try:
-                reason = reason or self.look(is_over)
+                reason = reason or self.look(is_over) or self.stop_alone()
             except Interrupted:
                 reason = self.stop()
             if not reason:
@@ -96,6 +96,11 @@ class Trainer:
             reason = (reason or "interrupted") if asked else None
         return reason, is_over
 
+    def stop_alone(self):
+        """Returns what stop() says; of several processes None, for the others would wait for one
+        that stops between two steps."""
+        return self.stop() if self.backend.size == 1 else None
+
     def step(self):
         settings, state = self.settings, self.state
         batch = self.data.batch(state.step, settings.batch_size, settings.block_size,
@@ -105,11 +110,11 @@ class Trainer:
         start = self.clock()
         loss = self.backend.step(batch, rate, f"{settings.seed} {state.step} dropout",
                                  settings.micro_batch)
+        state.seconds += self.clock() - start
         state.step, state.tokens = state.step + 1, state.tokens + count_targets(batch)
         self.unread.append(loss)
         if isinstance(loss, float) or self.clock() - self.read_at >= READ_EVERY:
             self.read()
-        state.seconds += self.clock() - start
         if self.clock() - self.saved_at >= SAVE_EVERY:
             self.save()
 
@@ -119,9 +124,13 @@ class Trainer:
         There a step is only ordered, not done, when it returns: who asks for each loss stands in
         the way of the next step.
         """
-        state, losses, self.unread = self.state, self.unread, []
+        if not self.unread:
+            return
+        state, start = self.state, self.clock()
+        losses, self.unread = [*map(float, self.unread)], []
         self.read_at = self.clock()
-        for step, loss in enumerate(map(float, losses), state.step - len(losses) + 1):
+        state.seconds += self.read_at - start
+        for step, loss in enumerate(losses, state.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise ValueError(self.no_longer_finite(f"the loss became {loss}", step))
             state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
@@ -152,12 +161,10 @@ class Trainer:
             return "done"
         if settings.patience and state.stale >= settings.patience:
             return "patience"
-        if is_over:
-            return "time"
-        return self.stop() if self.backend.size == 1 else None  # several agree on that in a moment
+        return "time" if is_over else None
 
     def evaluating(self, done, total):
-        if self.backend.size == 1 and self.stop():  # else the others would wait for this process
+        if self.stop_alone():
             raise Interrupted
         self.report.evaluating(done, total)
 
