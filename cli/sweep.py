@@ -5,7 +5,7 @@ import random
 import sys
 
 from microgpt import backends
-from microgpt.cli import arguments, learning, texts, train
+from microgpt.cli import arguments, learning, session, texts, train
 from microgpt.cli.runs import print_table
 from microgpt.cli.sweeping import COLUMNS, Start, count_of, write
 from microgpt.corpus.load import load
@@ -114,7 +114,7 @@ def checked_settings(args):
     engine = settings
     if settings.backend == "torch":  # which takes what matrix takes, and seconds to import
         engine = settings.changed(backend="matrix", device=None, dtype=None, threads=None)
-    train.make_backend(engine, tiny, init_weights(tiny, random.Random(0)))
+    session.make_backend(engine, tiny, init_weights(tiny, random.Random(0)))
     return settings
 
 
@@ -193,7 +193,7 @@ def size_of(args, settings, gathered, sizes):
             settings, settings.tokenizer, docs, True), random.Random(settings.seed),
             mode=settings.documents, val_fraction=settings.val_fraction, dedupe=settings.dedupe)
     data = sizes[key]
-    settings = train.with_steps(settings, data)
+    settings = session.with_steps(settings, data)
     config = settings.config(data.tokenizer.vocab_size)
     return {"parameters": count_parameters(config), "steps": settings.num_steps,
             "memory": costs.memory(config, settings, data.tokens_in_memory)}

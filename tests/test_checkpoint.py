@@ -447,6 +447,17 @@ def test_a_file_larger_than_memory_is_refused_before_any_is_taken(tmp_path, monk
     assert len(checkpoint.read(path)[0]["a"]) == 1000
 
 
+def test_a_container_has_what_it_is_given(tmp_path, monkeypatch):
+    whole = checkpoint.machine_memory()
+    limits = [tmp_path / "max", tmp_path / "limit", tmp_path / "not there"]
+    monkeypatch.setattr(checkpoint, "CONTAINER_LIMITS", limits)
+    limits[0].write_text("max\n")
+    limits[1].write_text("9223372036854771712\n")  # what says "none" in older systems
+    assert checkpoint.machine_memory() == whole or whole is None
+    limits[1].write_text("1048576\n")
+    assert checkpoint.machine_memory() == (whole and 1 << 20)
+
+
 def test_a_system_that_does_not_say_how_much_memory_it_has(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sysconf", raising=False)
     assert checkpoint.machine_memory() is None

@@ -206,7 +206,7 @@ setattr(holder, {attribute!r}, call)"""))
 
 
 def test_ctrl_c_while_the_text_is_read(tmp_path):
-    code, out, err = interrupted_at(tmp_path, "microgpt.cli.train.load")
+    code, out, err = interrupted_at(tmp_path, "microgpt.cli.session.load")
     assert (code, out, err) == (130, "", "\ninterrupted; nothing was kept\n")
     assert not (tmp_path / "runs").exists()
 
@@ -215,19 +215,19 @@ def test_ctrl_c_while_the_text_of_a_resumed_run_is_read(tmp_path):
     whole_run(tmp_path, FEW)
     before = content(tmp_path / "runs" / "whole")
     code, out, err = finished(command("--resume", "whole", folder=tmp_path / "runs", code="""
-from microgpt.cli import train
+from microgpt.cli import session
 def load(*_, **__):
     raise KeyboardInterrupt
-train.load = load"""))
+session.load = load"""))
     assert (code, out) == (130, "")
     assert err == f"\ninterrupted; {tmp_path / 'runs' / 'whole'} is as it was\n"
     assert content(tmp_path / "runs" / "whole") == before
 
 
 @pytest.mark.parametrize("place, step", [("microgpt.training.trainer.evaluate", 2),
-                                         ("microgpt.cli.train:Session.new_sample", 1),
-                                         ("microgpt.cli.train:Session.finish", 4),
-                                         ("microgpt.cli.train:Session.describe", 0)])
+                                         ("microgpt.cli.session:Session.new_sample", 1),
+                                         ("microgpt.cli.session:Session.finish", 4),
+                                         ("microgpt.cli.session:Session.describe", 0)])
 def test_ctrl_c_anywhere_is_told_how_to_go_on(tmp_path, place, step):
     data, expected = whole_run(tmp_path, FEW)
     code, out, err = interrupted_at(tmp_path, place)

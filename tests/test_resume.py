@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import microgpt
 from microgpt.backends import load
-from microgpt.cli import train
+from microgpt.cli import session
 from microgpt.training import checkpoint, runs
 
 TEXT = "".join(f"{word}\n" for word in """
@@ -43,13 +43,13 @@ def command(monkeypatch, tmp_path, capsys):
     def make():
         stopped.append(Stopped())
         return stopped[-1]
-    monkeypatch.setattr(train, "Interrupts", make)
-    real = train.Trainer.step
+    monkeypatch.setattr(session, "Interrupts", make)
+    real = session.Trainer.step
 
     def step(self):
         real(self)
         stopped[-1].done += 1
-    monkeypatch.setattr(train.Trainer, "step", step)
+    monkeypatch.setattr(session.Trainer, "step", step)
 
     def run(flags, stop=None):
         monkeypatch.setattr(Stopped, "steps", stop)

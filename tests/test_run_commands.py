@@ -9,9 +9,10 @@ import pytest
 
 from microgpt import backends
 from microgpt.cli import runs as runs_command
+from microgpt.cli import session
 from microgpt.training import runs
 from microgpt.training.baselines import baselines
-from small import TEXT, a_run, command, finished, main, texts
+from small import TEXT, TINY, a_run, command, finished, main, texts
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n\n" * 12
 
@@ -250,3 +251,30 @@ def test_matrix_beats_bigram_counting_on_held_out_names(capsys):
     line, data = in_sample(capsys, "gpt", "--backend", "matrix", "--batch-size", 16, "--num-steps",
                            1000, "--eval-tokens", 1_000_000, "--eval-interval", 1000)
     assert line["val_loss"] < baselines(data.corpus.train, data.corpus.validation, False).bigram
+
+
+# ---- after training
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_is_in_use_until_what_follows_prompts_is_kept(tmp_path, monkeypatch, resumed):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("an\n", encoding="utf-8")
+    if resumed:
+        a_run(tmp_path)
+    refusals = []
+    write = session.write
+
+    def while_writing(*args):
+        with pytest.raises(ValueError, match="in use by process") as refusal, runs.find("x").lock:
+            pass
+        refusals.append(refusal)
+        return write(*args)
+    monkeypatch.setattr(session, "write", while_writing)
+    flags = ["--resume", "x"] if resumed else ["--name", "x", "--data", texts(tmp_path), *TINY,
+                                               "--num-steps", 2, "--num-samples", 1]
+    assert main(*flags, "--prompt-file", prompts) == 0
+    assert len(refusals) == 1
+    with runs.find("x").lock as lock:
+        assert lock.handle
+    assert "after prompts" in (runs.find("x").path / "samples.txt").read_text(encoding="utf-8")

@@ -220,7 +220,7 @@ def test_an_evaluation_before_the_first_step_stays_in_the_log(tmp_path):
 
 
 def test_the_backend_chooses_what_was_left_to_it():
-    from microgpt.cli.train import tuned
+    from microgpt.cli.session import tuned
 
     class Backend:
         def tune(self, batch):

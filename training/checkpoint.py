@@ -27,6 +27,8 @@ TYPECODES = {"F64": "d", "F32": "f"}  # dtype -> what an array of it is called i
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # dtype -> bytes a number
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the format
 KEYS = {"dtype", "shape", "data_offsets"}
+# What Linux says of a container's memory: its second control groups, and its first
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Entry(NamedTuple):
@@ -244,11 +246,17 @@ def check_memory(layout):
 
 
 def machine_memory():
-    """Returns the machine's memory in bytes; None where it does not say (Windows)."""
+    """Returns the memory in bytes that the machine has, or that the container it looks like may
+    take; None where it does not say (Windows)."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+    for path in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max", where there is no limit
+            with open(path, encoding="ascii") as file:
+                memory = min(memory, int(file.read()))
+    return memory
 
 
 def read_rows(file, entry):
