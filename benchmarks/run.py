@@ -1,6 +1,7 @@
 """All benchmarks, one after another, and one table: what to reach, and what was measured.
 
-    python3 benchmarks/run.py --quick                 a few minutes, fewer turns, rough
+    python3 benchmarks/run.py --quick                 a few minutes, fewer turns, rough; or
+                                                      `python3 microgpt.py bench --quick`
     python3 benchmarks/run.py --data FILE             all of it; FILE: Tiny Shakespeare
     python3 benchmarks/run.py --only startup core     some of it
     python3 benchmarks/run.py --data FILE --gpu       and a GPU's, with --only gpu nothing else
@@ -250,8 +251,8 @@ def print_table(rows):
         print(f"{row['figure']:56}{reach:>16}{measured:>12}  {reached}")
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_flags(parser):
+    """Adds the flags to a parser: to this script's own, and to that of the command `bench`."""
     add = parser.add_argument
     add("--only", nargs="+", choices=CASES, metavar="NAME", default=list(CASES),
         help=f"some of {', '.join(CASES)}")
@@ -260,14 +261,12 @@ def parse(argv):
     add("--gpu", action="store_true", help="measure torch on a GPU too")
     add("--pypy", default=shutil.which("pypy3"), metavar="PATH", help="(pypy3, where there is one)")
     add("--startup", type=turns.whole, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+
+
+def run(args):
+    """Runs the benchmarks, and prints the table; returns the exit code."""
     if args.data and not args.data.is_file():
-        parser.error(f"--data {args.data}: no such file")
-    return args
-
-
-def main(argv=None):
-    args = parse(argv)
+        raise ValueError(f"--data {args.data}: no such file")
     if args.startup:
         return startup(args.startup)
     where = turns.circumstances("run", {"benchmarks": turns.python_of(sys.executable)})
@@ -281,6 +280,15 @@ def main(argv=None):
         print(f"{name} {reason}; python3 benchmarks/{CASES[name].script} says more")
     print(json.dumps({**where, "quick": args.quick, "figures": rows, "failed": failed}))
     return 1 if failed else 0
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_flags(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

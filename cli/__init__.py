@@ -22,6 +22,7 @@ COMMANDS = {
     "tokenize": "how a text is cut into tokens",
     "backends": "a short proof on every backend that is installed",
     "gradcheck": "the proof, weight by weight, for a model of your own",
+    "bench": "how fast all of it is here, each figure beside its plain baseline",
 }
 
 

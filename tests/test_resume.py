@@ -93,7 +93,8 @@ def runs_to_interrupt(draw):
         flags["--micro-batch"] = 1
     if backend == "torch":
         flags["--dtype"] = draw(st.sampled_from(["float32", "float64"]))
-        flags["--device"] = "cpu"
+        # two runs that each try how many threads are fastest may choose differently
+        flags.update({"--device": "cpu", "--threads": draw(st.sampled_from([1, 2]))})
     if flags["--tokenizer"] == "bpe":
         flags["--bpe-merges"] = 5
     stops = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
