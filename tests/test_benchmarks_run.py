@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+import microgpt
 from conftest import ROOT
+from microgpt.cli import bench as command
 
 GOOD = 'print("words"); print(\'{"speed": 30, "size": 5}\')'
 BROKEN = {"it raises": "raise SystemExit(3)", "no JSON": 'print("words alone")',
@@ -90,3 +92,26 @@ def test_what_a_benchmark_takes_from_microgpt_is_there(path):
             for alias in node.names:
                 assert hasattr(importlib.import_module(node.module), alias.name) or (
                     importlib.util.find_spec(f"{node.module}.{alias.name}")), alias.name
+
+
+# ---- the command
+
+
+def test_the_command_runs_them_too(monkeypatch, tmp_path, capsys):
+    made = command.benchmarks()
+    monkeypatch.setattr(command, "benchmarks", lambda: made)
+    stub(made, monkeypatch, tmp_path, good=GOOD)
+    assert microgpt.main(["bench", "--quick"]) == 0
+    assert re.search(r"good's speed +25 x or more +30  yes", capsys.readouterr().out)
+    with pytest.raises(SystemExit) as stop:
+        microgpt.main(["bench", "--data", "nowhere.txt"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "microgpt: --data nowhere.txt: no such file\n"
+
+
+def test_what_is_installed_has_no_benchmarks(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "SCRIPT", str(tmp_path / "benchmarks" / "run.py"))
+    with pytest.raises(SystemExit) as stop:
+        microgpt.main(["bench"])
+    assert stop.value.code == 2
+    assert "not in what is installed" in capsys.readouterr().err

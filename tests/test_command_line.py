@@ -105,7 +105,7 @@ EVERY = {
     "train": "--num-steps 300 --backend matrix", "sample": "--num-samples 3000",
     "compare": "names --num-samples 2000", "eval": "", "runs": "names", "tokenize": "abc",
     "sweep": "--grid n_layer=1,2,3,4 --dry-run",
-    "chat": "", "backends": "", "gradcheck": ""}
+    "chat": "", "backends": "", "gradcheck": "", "bench": "--only startup --quick"}
 
 
 @on_unix
