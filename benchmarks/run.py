@@ -39,7 +39,7 @@ CASES = {
     "checkpoints": Case("checkpoints.py", [], ["--rounds", "2", "--numbers", "1000000"]),
     "tokenizing": Case("tokenizing.py", [], ["--rounds", "2", "--textbook-merges", "5"],
                        ("data",)),
-    "torch_speed": Case("torch_speed.py", ["--to", "1.88", "--every", "100"],
+    "torch_speed": Case("torch_speed.py", ["--to", "1.88", "--own-steps", "500"],
                         ["--rounds", "2", "--turn", "5"], ("data",)),
     "torch_loss": Case("torch_speed.py", ["--no-reference", "--only", "muon", "--to", "1e-9",
                                           "--every", "2000", "--rounds", "2"], None, ("data",)),

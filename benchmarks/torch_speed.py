@@ -17,9 +17,10 @@ How to read the figures:
 - `share` is the rate of the model's products, 6 for each weight and token and 12 L T C of attention
   a token, over the rate that a large product reached in this run, in the same dtype.
 - With --to LOSS, each contestant then trains anew, --steps at most, until its validation loss is
-  below. That loss is this project's for all: exact, over all that is held out. `seconds` are those
-  of the steps and of the evaluations by which the contestant itself would have known: 2 x 200
-  batches for the reference, one exact loss for this backend, every --every steps.
+  below. The learning rate falls over all of these steps, so one that needs fewer is to be told so
+  beforehand: --own-steps. The loss is this project's for all: exact, over all that is held out.
+  `seconds` are those of the steps and of the evaluations by which the contestant itself would have
+  known: 2 x 200 batches for the reference, one exact loss for this backend, every --every steps.
 """
 
 import argparse
@@ -224,7 +225,7 @@ def serve(args):
     def fresh():
         if name == "reference":
             return Reference(torch, setting, data, args.device, args.steps)
-        return Ours(setting, data, args.device, args.steps, name, dtype)
+        return Ours(setting, data, args.device, args.own_steps, name, dtype)
 
     def timed(function):
         began = clock()
@@ -244,8 +245,8 @@ def serve(args):
 def whole_run(runner, timed, args):
     """Train until the validation loss is below --to; how long it took, and the losses on the way"""
     seconds, losses = 0.0, []
-    while runner.done < args.steps and not (losses and losses[-1][1] < args.to):
-        count = min(args.every, args.steps - runner.done)
+    while runner.done < runner.steps and not (losses and losses[-1][1] < args.to):
+        count = min(args.every, runner.steps - runner.done)
         seconds += timed(lambda: [runner.step() for _ in range(count)][-1])
         seconds += timed(runner.evaluate)
         losses.append((runner.done, round(runner.exact_loss(), 4), round(seconds, 2)))
@@ -261,8 +262,8 @@ def compete(args, contestants):
         for name in contestants:
             children[name] = turns.Child(
                 sys.executable, __file__, "--serve", *name, "--data", args.data, "--device",
-                args.device, "--setting", args.setting, "--steps", args.steps, "--to", args.to,
-                "--every", args.every)
+                args.device, "--setting", args.setting, "--steps", args.steps, "--own-steps",
+                args.own_steps, "--to", args.to, "--every", args.every)
             children[name].hear()
             children[name].ask(args.turn)  # warms up
         for _ in range(args.rounds):
@@ -306,12 +307,15 @@ def main():
     parser.add_argument("--turn", type=turns.whole, default=10, help="steps a turn, 2 or more")
     parser.add_argument("--to", type=float, default=0.0, help="validation loss to reach")
     parser.add_argument("--steps", type=turns.whole, help="at most, for --to (the setting's)")
+    parser.add_argument("--own-steps", type=turns.whole,
+                        help="of this backend's contestants, which may need fewer (--steps)")
     parser.add_argument("--every", type=turns.whole, default=250, help="steps between evaluations")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     setting = SETTINGS[args.setting]
     args.device = args.device or ("cuda" if args.setting == "shakespeare-gpu" else "cpu")
     args.steps, args.turn = args.steps or setting["steps"], max(2, args.turn)
+    args.own_steps = args.own_steps or args.steps
     if args.serve:
         return serve(args)
     where = turns.circumstances("torch_speed", {"contestants": turns.python_of(sys.executable)})
