@@ -108,6 +108,18 @@ def is_out_of_memory(error):
         "out of memory" in str(error) or "ALLOC_FAILED" in str(error))
 
 
+@contextlib.contextmanager
+def memory_in_words():
+    """Says in a ValueError what to do about a device whose memory is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError("out of memory, and not for the batch: take a smaller --n-embd or "
+                         "--n-layer, end what else uses the GPU, or --device cpu") from None
+
+
 @functools.lru_cache(maxsize=None)
 def keep_freed_memory():
     """Keeps what one step frees for the next, instead of giving it back to the system.
@@ -227,10 +239,11 @@ class TorchBackend(Backend):
         self.group = Group(self.device) if together else None
         self.rank, self.size = (self.group.rank, self.group.size) if together else (0, 1)
         keep_freed_memory()
-        super().__init__(config, weights, optimizer, max_norm, **settings)
+        with memory_in_words():
+            super().__init__(config, weights, optimizer, max_norm, **settings)
+            self._grads = self._flat.like()
+            self._low = self._flat.like(self.products) if self.products != self.dtype else None
         self._steps = TensorOptimizer(self.optimizer, weight_shapes(config), self.products)
-        self._grads = self._flat.like()
-        self._low = self._flat.like(self.products) if self.products != self.dtype else None
         self._resident = None, None
         self._compiled = None
         if self.device.type == "cuda" if compiled is None else compiled:
@@ -388,7 +401,8 @@ class TorchBackend(Backend):
             loss = self._add_up(loss, count_targets(mine) / count_targets(batch))
         if self.max_norm is not None:
             clip_gradients([self._grads.all], self.max_norm)
-        self._steps.step(self._flat, self._grads, learning_rate)
+        with memory_in_words():  # the first step makes room for what the optimizer remembers
+            self._steps.step(self._flat, self._grads, learning_rate)
         return loss.item() if self.device.type == "cpu" else loss
 
     def _fitting(self, compute, size, limit):

@@ -308,6 +308,22 @@ def test_a_test_that_does_not_fit_is_taken_in_parts(monkeypatch):
     assert (backend.test_batch, backend.micro_batch, len(lines)) == (2, None, 2)
 
 
+@pytest.mark.parametrize("place", ["like", "load"])
+def test_memory_that_does_not_do_for_the_optimizer_or_the_weights_is_a_line(place, monkeypatch):
+    """Neither gets smaller with the batch."""
+    def full(*_):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED (injected)")
+    if place == "like":
+        backend = build(optimizer="adamw")
+        monkeypatch.setattr(type(backend._flat), "like", full)
+        with pytest.raises(ValueError, match="not for the batch: take a smaller --n-embd"):
+            backend.step([STREAM[:8]], 0.1)
+        return
+    monkeypatch.setattr(pytorch.TorchBackend, "load", full)
+    with pytest.raises(ValueError, match="not for the batch: take a smaller --n-embd"):
+        build()
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     backend = build(report=print)
 
