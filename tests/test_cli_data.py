@@ -1,44 +1,24 @@
 """Training on any text, as people type it: pages, folders, prose, several files at once."""
-import http.server
 import re
 import subprocess
 import sys
-import threading
 
 import pytest
 
 import microgpt
 from conftest import ROOT
+from website import website
 
 BOOK = "<html><head><title>Book</title><script>var no = 1</script></head><body>" + "".join(
     f"<h2>Chapter {i}</h2><p>The {word} sat on the mat, and the {word} was happy.</p>"
     for i, word in enumerate(["cat", "dog", "hen", "fox"] * 6)) + "</body></html>"
 
 
-class Pages(http.server.BaseHTTPRequestHandler):
-    requests = []
-
-    def do_GET(self):
-        self.requests.append(self.path)
-        found = self.path == "/book.html"
-        self.send_response(200 if found else 404)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(BOOK.encode() if found else b"not here")
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def site():
-    """The URL of a server on this machine that has one page; Pages.requests says who came."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    Pages.requests = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    """The address of a server that has one page, and the paths that it was asked for."""
+    with website(lambda path: ("text/html", BOOK) if path == "/book.html" else None) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +40,7 @@ def output(capsys, *flags):
 
 
 def test_a_page_from_the_web_by_words(site):
+    site, requests = site
     flags = ["--urls", f"{site}/book.html", f"{site}/gone.html", "--tokenizer", "word",
              "--num-steps", "50", "--num-samples", "2", "--backend", "matrix",
              "--eval-tokens", "50"]
@@ -70,17 +51,17 @@ def test_a_page_from_the_web_by_words(site):
     losses = [float(line.split("loss ")[1]) for line in first.stdout.splitlines()
               if line.startswith("step")]
     assert len(losses) == 50 and losses[-1] < losses[0] / 2
-    before = Pages.requests.count("/book.html")
+    before = requests.count("/book.html")
     again = command(*flags).stdout.splitlines()
     assert [line for line in again if line.startswith(("step", "sample"))] == [
         line for line in first.stdout.splitlines() if line.startswith(("step", "sample"))]
-    assert Pages.requests.count("/book.html") == before == 1  # the second time from the cache
+    assert requests.count("/book.html") == before == 1  # the second time from the cache
     command(*flags, "--no-cache")
-    assert Pages.requests.count("/book.html") == 2
+    assert requests.count("/book.html") == 2
 
 
 def test_when_no_page_can_be_had_nothing_is_learned(site):
-    done = command("--urls", f"{site}/gone.html")
+    done = command("--urls", f"{site[0]}/gone.html")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and "404" in done.stderr
 

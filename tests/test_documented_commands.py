@@ -1,10 +1,8 @@
 """Every command line that the documents show runs, as typed but for its length: fewer steps, a
 smaller model, the CPU. The texts and runs that it names are small ones of these names."""
-import http.server
 import io
 import shutil
 import sys
-import threading
 
 import pytest
 
@@ -13,6 +11,7 @@ from microgpt.corpus import sources
 from microgpt.training import runs
 from small import TEXT, a_run, main
 from test_docs import commands
+from website import website
 
 SMALL = ["--n-embd", "8", "--n-head", "2", "--n-layer", "1", "--block-size", "16"]
 SHORT = {
@@ -49,27 +48,11 @@ def named_runs(words):
     return {*named} - {"names"}
 
 
-class Pages(http.server.BaseHTTPRequestHandler):
-    """A page for every address."""
-
-    def do_GET(self):
-        self.send_response(404 if self.path == "/robots.txt" else 200)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(TEXT.encode("utf-8"))
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def server():
-    """The address of a server on this machine."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    """The address of a server on this machine that has a text at every path."""
+    with website(lambda path: None if path == "/robots.txt" else ("text/plain", TEXT)) as found:
+        yield found[0]
 
 
 @pytest.fixture
