@@ -236,12 +236,21 @@ def row_of(figure, found, reason):
     return row
 
 
+def in_words(reach, unit):
+    """Returns what is to be reached, as the table has it.
+
+    >>> in_words("25+", "x"), in_words("0.4+", ""), in_words("", "x")
+    ('25 x or more', '0.4 or more', '-')
+    """
+    if not reach:
+        return "-"
+    return " ".join(filter(None, [reach[:-1], unit, {"+": "or more", "-": "or less"}[reach[-1]]]))
+
+
 def print_table(rows):
     print(f"\n{'figure':56}{'to reach':>16}{'measured':>12}  reached")
     for row in rows:
-        words = {"+": "{} {} or more", "-": "{} {} or less"}
-        reach = words[row["reach"][-1]].format(row["reach"][:-1], row["unit"]).replace("  ", " ") \
-            if row["reach"] else "-"
+        reach = in_words(row["reach"], row["unit"])
         if row["measured"] is None:
             measured, reached = "-", f"not measured ({row['why']})"
         else:

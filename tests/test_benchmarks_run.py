@@ -1,5 +1,6 @@
 """benchmarks/run.py: one table of all figures; what breaks is named, and the others go on."""
 import ast
+import doctest
 import importlib
 import importlib.util
 import json
@@ -92,6 +93,27 @@ def test_what_a_benchmark_takes_from_microgpt_is_there(path):
             for alias in node.names:
                 assert hasattr(importlib.import_module(node.module), alias.name) or (
                     importlib.util.find_spec(f"{node.module}.{alias.name}")), alias.name
+
+
+def test_examples(bench):
+    assert doctest.testmod(bench).failed == 0
+
+
+def test_the_readme_has_the_table(bench):
+    """Each figure with its mark; what falls short of it stands in bold."""
+    rows = {row.what: (row.unit, row.reach) for row in bench.FIGURES}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| figure | to reach"):].split("\n\n")[0]
+    told = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()[2:]]
+    assert [name.replace("`", "") for name, _, _ in told] == list(rows)
+    for name, reach, measured in told:
+        unit, limit = rows[name.replace("`", "")]
+        assert reach == bench.in_words(limit, unit)
+        if limit and measured != "not measured yet":
+            value = float(measured.strip("*").replace(",", ""))
+            reached = value >= float(limit[:-1]) if limit[-1] == "+" else (
+                value <= float(limit[:-1]))
+            assert reached != measured.startswith("**"), name
 
 
 # ---- the command
