@@ -58,7 +58,7 @@ def server():
 @pytest.fixture
 def here(tmp_path, monkeypatch, server):
     """A working folder with all files that the documents name."""
-    for name in ("my.txt", "notes/one.txt", "notes/two.md", "letters/three.txt"):
+    for name in ("FILE", "my.txt", "notes/one.txt", "notes/two.md", "letters/three.txt"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(TEXT, encoding="utf-8")
