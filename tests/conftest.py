@@ -54,6 +54,16 @@ def runs_folder(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small tensors are faster on one thread, and a busy machine punishes more."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 _missing = []
 
 

@@ -25,16 +25,8 @@ FLOAT32 = 2e-5   # 24 bits of precision, summed over a batch
 
 GPT = GPTConfig(11, n_embd=12, n_head=3, n_layer=2, block_size=7)
 BIGRAM = GPTConfig(11, block_size=7, model="bigram")
+pytestmark = pytest.mark.usefixtures("one_thread")
 both_models = pytest.mark.parametrize("config", [GPT, BIGRAM], ids=["gpt", "bigram"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are faster on one thread, and a busy machine punishes more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(config, weights=None, **settings):

@@ -23,14 +23,7 @@ CONFIG = GPTConfig(11, n_embd=12, n_head=3, n_layer=2, block_size=7)
 DROPPING = GPTConfig(11, n_embd=12, n_head=3, n_layer=2, block_size=7, dropout=0.25)
 STREAM = [random.Random(5).randrange(11) for _ in range(100)]
 SAME = 1e-12  # float64: only the order of sums differs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build(config=CONFIG, weights=None, **settings):
