@@ -345,4 +345,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    turns.exit_with(main)

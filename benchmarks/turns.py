@@ -143,3 +143,11 @@ def whole(text):
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text}, needs 1 or more")
     return number
+
+
+def exit_with(main):
+    """Ends the process with what main() returns, and after Ctrl-C as a shell expects it."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
