@@ -73,11 +73,12 @@ def add_device_flags(group):
 
 def add_backend_flags(parser):
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", choices=backends.BACKENDS,
-                       help="scalar is microgpt.py itself, matrix plain Python, faster, torch "
-                       "PyTorch (default: torch with --device or --dtype, else scalar)")
-    group.add_argument("--no-gpu", action="store_const", dest="backend", const="scalar",
-                       help="the same as --backend scalar")
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument("--backend", choices=backends.BACKENDS,
+                        help="scalar is microgpt.py itself, matrix plain Python, faster, torch "
+                        "PyTorch (default: torch with --device or --dtype, else scalar)")
+    choice.add_argument("--no-gpu", action="store_const", dest="backend", const="scalar",
+                        help="the same as --backend scalar")
     add_device_flags(group)
     group.add_argument("--threads", type=ranged(int, 1), metavar="N",
                        help="torch on a CPU: how many at once (default: tried out, and kept)")

@@ -18,10 +18,19 @@ def resumed_settings(args, run):
     return settings, inexact
 
 
+def check_steps(run, settings, state):
+    """Raises ValueError if a run has gone beyond the steps that it is to have."""
+    if settings.num_steps < state.step:
+        raise ValueError(f"the run {run.name} has {state.step:,} steps behind it, and would be "
+                         f"given {settings.num_steps:,} in all: give --num-steps more than that, "
+                         "or none, or begin a new run")
+
+
 def say_what_differs(run, settings, inexact, backend, state):
     """Prints what keeps the run from going on bit for bit, and what a new length does."""
     before, now = run.settings, backend.facts()
-    print(f"resumed: {run.path}, after step {state.step} of {before.num_steps}")
+    done = "; all are done, and a larger --num-steps goes on" * (state.step >= settings.num_steps)
+    print(f"resumed: {run.path}, after step {state.step} of {before.num_steps}{done}")
     if settings.num_steps != before.num_steps and settings.schedule != "constant":
         rates = [learning_rate(state.step, one.num_steps, one.learning_rate, one.schedule,
                                one.warmup_steps, one.min_learning_rate)

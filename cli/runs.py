@@ -1,4 +1,5 @@
 """python3 microgpt.py runs: a table of all runs, or one run's loss curve."""
+import contextlib
 import json
 import sys
 
@@ -31,11 +32,21 @@ NARROWEST = 12  # of the names
 def make_parser():
     parser = Parser("runs", "Lists all runs; with a run's name, draws its loss curve.")
     parser.add_argument("run", nargs="?", help="a run's name or path")
-    parser.add_argument("--sort", choices=COLUMNS, metavar="COLUMN",
-                        help=f"{', '.join(COLUMNS)} (default: the one last written to first)")
+    parser.add_argument("--sort", choices=COLUMNS, metavar="COLUMN", type=column,
+                        help=f"{', '.join(COLUMNS)}, or a heading of the table (default: the one "
+                        "last written to first)")
     parser.add_argument("--reverse", action="store_true", help="the other way round")
     parser.add_argument("--json", action="store_true", help="the table as JSON, numbers whole")
     return parser
+
+
+def column(text):
+    """Returns the column of that name, or under that heading.
+
+    >>> column("held out"), column("steps")
+    ('val_loss', 'steps')
+    """
+    return {heading: name for name, (heading, _) in COLUMNS.items()}.get(text, text)
 
 
 def run(args):
@@ -67,9 +78,11 @@ def row_of(run):
     last = lines[-1] if lines else {}
     best = min((line for line in lines if line["val_loss"] is not None),
                key=lambda line: line["val_loss"], default=last)
-    settings = run.settings
+    settings, state = run.settings, None
+    with contextlib.suppress(ValueError):  # damaged: whoever resumes it will hear so
+        state = run.state()  # which has gone on since the last line of the log
     row = {"name": run.name, "parameters": count_parameters(run.config),
-           "tokenizer": settings.tokenizer, "steps": last.get("step", 0),
+           "tokenizer": settings.tokenizer, "steps": state.step if state else last.get("step", 0),
            "val_loss": best.get("val_loss"), "bits_per_character": best.get("bits_per_character"),
            "tokens_per_second": last.get("tokens_per_second"), "backend": settings.backend,
            "seconds": last.get("seconds")}

@@ -12,7 +12,7 @@ from microgpt.cli import arguments, learning, texts
 from microgpt.cli.chat import Chat
 from microgpt.cli.interrupts import Interrupts
 from microgpt.cli.progress import Watch, duration, losses_of
-from microgpt.cli.resuming import resumed_settings, say_what_differs
+from microgpt.cli.resuming import check_steps, resumed_settings, say_what_differs
 from microgpt.cli.writing import Writer, note, write
 from microgpt.corpus import sources
 from microgpt.corpus.load import load
@@ -143,6 +143,7 @@ class Session:
         texts.show_progress("")
         data.check(run.config.block_size)
         settings = with_steps(settings, data)
+        check_steps(run, settings, state)
         costs.check_memory(run.config, settings)
         backend = make_backend(settings, run.config, weights)
         for slot in backend.optimizer.slot_names:
@@ -325,7 +326,8 @@ class Session:
                   f"  python3 microgpt.py sample --run {self.run_name()}\n"
                   f"  python3 microgpt.py chat --run {self.run_name()}\n"
                   f"  python3 microgpt.py --resume {self.run_name()} "
-                  f"--num-steps {2 * settings.num_steps}", flush=True)
+                  f"--num-steps {2 * settings.num_steps or run_settings.Settings.num_steps}",
+                  flush=True)
 
 
 def compared(line, counting):

@@ -25,7 +25,7 @@ from microgpt.training.lock import Lock
 
 PAUSE = 0.05  # seconds between two looks at the jobs
 SHOW_EVERY = 0.5
-LONGEST_SAMPLE = 100  # tokens
+LONGEST_SAMPLE = 100  # tokens, of a running text
 ON_DEVICES = ("cuda", "mps")  # where a CPU's threads matter little
 STOPPED = (130, 143, 129, -2, -15, -1)  # exit codes of a run that somebody stopped
 
@@ -296,7 +296,8 @@ class Start:
             try:
                 chosen = runs.open_run(self.folder / row["name"])
                 writer = Writer(chosen.backend(), chosen.tokenizer, chosen.is_stream)
-                settings = SamplingSettings(chosen.settings.temperature, max_tokens=LONGEST_SAMPLE)
+                settings = SamplingSettings(chosen.settings.temperature, max_tokens=(
+                    LONGEST_SAMPLE if chosen.is_stream else None))
                 found = write_jobs(chosen.name, writer, [(prompt, 0) for prompt in prompts],
                                    settings, DEFAULTS["seed"])
             except ValueError as error:

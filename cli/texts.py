@@ -83,7 +83,15 @@ def stored_texts(args, run, settings):
         if not asked:
             check_stored(name, value)
         setattr(args, name, value)
-    gathered = gather_texts(args, settings)
+    try:
+        gathered = gather_texts(args, settings)
+    except ValueError as error:
+        if asked:
+            raise
+        reason, _, advice = str(error).rpartition("; ")
+        reason = (reason or advice).replace("--data ", "").replace("--url-file ", "")
+        raise ValueError(f"the text that the run {run.name} learned from cannot be had: {reason}; "
+                         "put it back, or name it with --data") from None
     if gathered.sha256 != stored["sha256"]:
         raise ValueError(f"the text has changed: {gathered.name} is not what the run {run.name} "
                          f"learned from (sha256 {gathered.sha256[:12]}, then "

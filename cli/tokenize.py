@@ -45,7 +45,9 @@ def run(args):
     for remark in learning.remarks(args, tokenizer, docs):
         print(remark)
     show(tokenizer, tokens)
-    print(f"{row['characters']} characters, {len(tokens)} tokens: {ratio(row)} characters a token")
+    plural = "s" * (len(tokens) != 1)
+    print(f"{row['characters']} characters, {len(tokens)} token{plural}"
+          + f": {ratio(row)} characters a token" * (ratio(row) != "-"))
     if row["unknown"]:
         fate = "left out" if not tokenizer.lossy else "the unknown token"
         print(f"not in the vocabulary, so {fate}: {' '.join(row['unknown'])}")
@@ -65,16 +67,19 @@ def given_text(args):
 
 def measure(tokenizer, text):
     """Returns a row of the table, as JSON has it."""
-    tokens = tokenizer.encode(text)
+    tokens, unknown = tokenizer.encode(text), tokenizer.unknown(text)
+    # where symbols are left out, a length for each token would say nothing
+    whole = tokens and (tokenizer.lossy or not unknown)
     return {"tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "tokens": len(tokens),
             "characters": len(text),
-            "characters_per_token": len(text) / len(tokens) if tokens else None,
+            "characters_per_token": len(text) / len(tokens) if whole else None,
             "lossy": tokenizer.decode(tokens) != text,
-            "unknown": [visible(symbol.encode("utf-8")) for symbol in tokenizer.unknown(text)]}
+            "unknown": [visible(symbol.encode("utf-8")) for symbol in unknown]}
 
 
 def ratio(row):
-    return f"{row['characters_per_token']:.2f}" if row["tokens"] else "no"
+    length = row["characters_per_token"]
+    return "-" if length is None else f"{length:.2f}"
 
 
 def compare(args, text, docs, source):

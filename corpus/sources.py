@@ -28,6 +28,7 @@ DOWNLOADS = {
         "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"),
 }
 KNOWN = ("names", "python-manual", *DOWNLOADS)
+OF_RUNS = {"last.safetensors", "sweep.json"}  # a folder with one of these is a run's, or a sweep's
 IS_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -182,17 +183,20 @@ class Gathering:
 
     def add(self, item):
         """Adds all sources of one item of --data."""
+        if not item.strip():  # an unset variable of a shell; Path("") would be the folder here
+            raise ValueError(f"--data {item!r}: it is empty; give a file, a folder, a URL or one "
+                             f"of {', '.join(KNOWN)}")
         path = Path(item)
         if item in KNOWN:
-            if path.exists():
+            if os.path.exists(path):
                 self.found.notes.append(f"--data {item}: the known text of this name is taken, not "
                                         f"the file here; --data ./{item} takes that")
             self.add_known(item)
         elif IS_URL.match(item):
             self.add_url(item, "--data")
-        elif path.is_dir():
+        elif os.path.isdir(path):
             self.add_folder(path)
-        elif not path.exists() and glob.has_magic(item):
+        elif not os.path.exists(path) and glob.has_magic(item):
             files = sorted(glob.glob(item, recursive=True))
             if not files:
                 raise ValueError(f"--data {item}: no file is named so; quote it, so that the shell "
@@ -251,9 +255,14 @@ class Gathering:
             raise ValueError(f"{name}: it holds no text; give a text with at least one line")
 
     def add_folder(self, folder):
-        """Adds all text files of a folder and the folders in it, in order of their paths."""
+        """Adds all text files of a folder and the folders in it, in order of their paths.
+
+        What runs have left there is not their text: the run to come would change it.
+        """
         files = []
         for here, folders, names in os.walk(folder):
+            if OF_RUNS.intersection(names):
+                folders[:], names = [], []
             folders[:] = [name for name in folders if not name.startswith(".")]
             files += [Path(here, name) for name in names if not name.startswith(".")]
         self.add_files(sorted(files, key=lambda path: path.parts), folder)
@@ -262,7 +271,8 @@ class Gathering:
         """Adds those of many files that are text, and notes the others."""
         before, left_out = len(self.found.sources), []
         for path in files:
-            if path.exists() and not path.is_file():  # a pipe that happens to lie there
+            # a pipe that happens to lie there; these two, unlike a Path's, never raise
+            if os.path.exists(path) and not os.path.isfile(path):
                 left_out.append(f"{path} (it is not a file)")
                 continue
             try:

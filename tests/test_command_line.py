@@ -71,6 +71,7 @@ def test_every_flag_is_in_a_group_with_its_kin():
     (["tokenise"], "there is no command 'tokenise'; did you mean tokenize?"),
     (["gardcheck"], "did you mean gradcheck?"),
     (["--n-embd", "8", "9"], "'9' belongs to no flag"),
+    (["--no-gpu", "--backend", "torch"], "not allowed with"),
     (["--no-gpu", "--device", "cuda"], "--device is torch's; --backend scalar (which --no-gpu")])
 def test_suggestions(words, message):
     done = command(*words)

@@ -150,6 +150,15 @@ def test_every_preset_stands_in_the_usage_with_its_size():
         assert f"| {size['num_steps']:,} |" in row or f"| {size['num_steps']} |" in row
 
 
+def test_what_else_a_preset_sets_stands_in_the_usage():
+    told = {name: {*rest.split(", ")} for name, rest in re.findall(
+        r"^- `([\w-]+)`: (.+)$", text_of("USAGE.md"), re.MULTILINE) if name in PRESETS}
+    in_the_table = {"data", "n_layer", "n_head", "n_embd", "block_size", "batch_size", "num_steps"}
+    assert told == {name: {f"{key.replace('_', ' ')} {value}" for key, value in preset.items()
+                           if key not in in_the_table}
+                    for name, preset in PRESETS.items() if preset.keys() - in_the_table}
+
+
 def test_the_memory_of_presets_is_what_a_run_says_beforehand():
     """With the rows that Tiny Shakespeare has learned from, and its vocabulary or GPT-2's."""
     rows = re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",

@@ -248,3 +248,34 @@ def test_on_another_backend_five_steps_agree(command, tmp_path, optimizer):
         ended.append(backend.weights())
     for other in ended[1:]:
         assert max(relative_errors(other, ended[0]).values()) <= FLOAT64["between backends"]
+
+
+def test_fewer_steps_than_it_has_are_refused(command, tmp_path, capsys):
+    data = tmp_path / "text.txt"
+    data.write_text(TEXT, encoding="utf-8")
+    flags = ["--data", data, "--backend", "matrix", "--num-steps", 4, "--num-samples", 1]
+    assert command([*flags, "--name", "x"]) == 0
+    about = (runs.find("x").path / "config.json").read_text()
+    with pytest.raises(SystemExit) as stop:
+        command(["--resume", "x", "--num-steps", 3])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1
+    assert "the run x has 4 steps behind it, and would be given 3 in all" in err
+    assert (runs.find("x").path / "config.json").read_text() == about
+    assert command(["--resume", "x"]) == 0
+    assert "after step 4 of 4; all are done, and a larger --num-steps goes on" in (
+        capsys.readouterr().out)
+
+
+def test_a_text_that_is_gone_is_named_with_its_run(command, tmp_path, capsys):
+    data = tmp_path / "text.txt"
+    data.write_text(TEXT, encoding="utf-8")
+    assert command(["--data", data, "--backend", "matrix", "--num-steps", 1, "--num-samples", 1,
+                    "--name", "x"]) == 0
+    data.unlink()
+    with pytest.raises(SystemExit) as stop:
+        command(["--resume", "x"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"microgpt: the text that the run x learned from cannot be had: {data}: No such file or "
+        "directory; put it back, or name it with --data\n")

@@ -154,7 +154,7 @@ def test_the_table_as_json(run, capsys):
 def test_a_run_that_has_only_begun_is_listed(run, capsys):
     (run.path / "log.jsonl").unlink()
     assert printed(capsys, "runs").out.splitlines()[1].split() == [
-        "x", "432", "char", "0", "-", "-", "-", "matrix", "-"]
+        "x", "432", "char", "4", "-", "-", "-", "matrix", "-"]
     for column in runs_command.COLUMNS:
         assert names(capsys, "--sort", column) == ["x"]
     assert printed(capsys, "runs", "x").out.count("\n") == 2
@@ -278,3 +278,14 @@ def test_a_run_is_in_use_until_what_follows_prompts_is_kept(tmp_path, monkeypatc
     with runs.find("x").lock as lock:
         assert lock.handle
     assert "after prompts" in (runs.find("x").path / "samples.txt").read_text(encoding="utf-8")
+
+
+def test_the_table_has_the_steps_of_the_checkpoint_and_sorts_by_its_headings(run, capsys):
+    lines = run.log()
+    run.write_log(lines[:1])  # as of a run that was interrupted between two tests
+    assert lines[0]["step"] < 4 and run.state().step == 4
+    row = json.loads(printed(capsys, "runs", "--json", "--sort", "held out").out)[0]
+    assert row["steps"] == 4
+    (run.path / "last.safetensors").write_bytes(b"damaged")
+    assert json.loads(printed(capsys, "runs", "--json").out)[0]["steps"] == lines[0]["step"]
+    assert "invalid choice: 'loss'" in refused(capsys, "runs", "--sort", "loss")

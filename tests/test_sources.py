@@ -697,3 +697,43 @@ def test_bodies_in_any_pieces(data, encoding, packed, size):
         assert not packed
         return
     assert whole == data or not packed
+
+
+# ---- what a person may not have meant
+
+
+@pytest.mark.parametrize("item", ["", " "])
+def test_an_empty_name_is_not_the_folder_here(item, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.txt").write_text("some", encoding="utf-8")
+    with pytest.raises(ValueError, match="it is empty; give a file, a folder"):
+        gather([item])
+
+
+def test_what_runs_left_in_a_folder_is_not_its_text(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    before = gather([tmp_path]).sha256
+    for folder, name in (("runs/x", "last.safetensors"), ("runs/sweep", "sweep.json")):
+        (tmp_path / folder / "deeper").mkdir(parents=True)
+        (tmp_path / folder / name).write_text("{}", encoding="utf-8")
+        (tmp_path / folder / "samples.txt").write_text("written", encoding="utf-8")
+        (tmp_path / folder / "deeper" / "samples.txt").write_text("written", encoding="utf-8")
+    found = gather([tmp_path])
+    assert found.texts() == ["mine"] and found.sha256 == before
+
+
+def test_a_folder_that_may_not_be_looked_into_is_left_out(tmp_path, monkeypatch):
+    """os.stat() may refuse even to say what is there."""
+    (tmp_path / "good.txt").write_text("good", encoding="utf-8")
+    (tmp_path / "secret.txt").symlink_to("/nowhere")
+    real = os.stat
+
+    def stat(path, *args, **kwargs):
+        if str(path).endswith("secret.txt"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr("pathlib.Path.stat", lambda self, **words: stat(self, **words))
+    found = gather([tmp_path])
+    assert found.texts() == ["good"]
+    assert "left out 1 file: " in found.notes[0] and "secret.txt" in found.notes[0]

@@ -145,7 +145,7 @@ def test_time_left():
 # ---- files, also a stranger's --------------------------------------------------------------------
 
 BAD_FILES = [
-    ("[]", "it holds a list"), ("{", "is damaged"), ('{"grid": {}}', "it has no name"),
+    ("[]", "it holds a list"), ("{", "is no file of a sweep"), ('{"grid": {}}', "it has no name"),
     ('{"name": "s", "gird": {}}', 'there is no "gird" in a sweep; there are name, about'),
     ('{"name": "../s"}', 'the sweep\'s name is "../s"'), ('{"name": ""}', "the sweep's name"),
     ('{"name": 3}', "name is 3: it takes a text"),
@@ -167,7 +167,7 @@ BAD_FILES = [
     ('{"name": "s", "prompts": [1]}', "prompts are texts"),
     (json.dumps({"name": "s", "grid": {name: list(range(1, 101)) for name in (
         "seed", "n_layer", "n_embd", "batch_size")}}), "these are 100,000,000 runs"),
-    ("[" * 100_000, "is damaged"),
+    ("[" * 100_000, "is no file of a sweep"),
 ]
 
 
@@ -494,6 +494,18 @@ def test_a_run_ended_by_patience_or_time_is_finished(runs_folder, capsys):
     assert microgpt.main(flags) == 0
     assert "finished before, not run again: patience=1" in capsys.readouterr().out
     assert steps_of(runs_folder / "p") == {"patience=1": [1, 2]}
+
+
+def test_its_texts_are_those_of_compare(runs_folder, capsys):
+    assert microgpt.main(["sweep", "--grid", "seed=1", "--backend", "matrix", "--num-steps", "2",
+                          "--eval-tokens", "50", "--block-size", "5", "--num-samples", "0",
+                          "--prompt=an", "--prompt=b", "--name", "p"]) == 0
+    told = json.loads((runs_folder / "p" / "table.json").read_text())["samples"]
+    capsys.readouterr()
+    assert not microgpt.main(["compare", "p/seed=1", "--prompt", "an", "b", "--json"])
+    shown, = json.loads(capsys.readouterr().out)["runs"]
+    assert [sample["texts"]["seed=1"] for sample in told] == [
+        found["text"] for found in shown["texts"]]
 
 
 # ---- the experiments that come with the project --------------------------------------------------

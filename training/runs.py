@@ -250,11 +250,17 @@ class Run:
 
     def has_ended(self):
         """Returns whether it came to its end, and has not gone on since."""
-        path, ended = self.path / "last.safetensors", self.about.get("ended")
-        if not isinstance(ended, dict) or not path.exists():
-            return False
-        metadata = checkpoint.read_metadata(path)
-        return parse_state(metadata.get("state", ""), path).step == ended.get("step")
+        ended = self.about.get("ended")
+        state = self.state() if isinstance(ended, dict) else None
+        return state is not None and state.step == ended.get("step")
+
+    def state(self):
+        """Returns the State of its checkpoint, or None where it has none; ValueError where that is
+        damaged."""
+        path = self.path / "last.safetensors"
+        if not path.exists():
+            return None
+        return parse_state(checkpoint.read_metadata(path).get("state", ""), path)
 
     def write_log(self, lines):
         self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

@@ -151,7 +151,10 @@ def check_name(name):
 
 def read(path, name=None):
     """Returns what a sweep's file holds, checked; name: in the place of its own."""
-    document = runs.read_json(path)
+    try:
+        document = runs.read_json(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace("is damaged: ", "is no file of a sweep: ")) from None
     try:
         return check_definition({**document, "name": name} if name else document)
     except ValueError as error:
