@@ -80,8 +80,8 @@ def takes_long(words):
     pytest.param(words, marks=[pytest.mark.slow] * takes_long(words), id=" ".join(words) or "none")
     for words in dict(zip(map(tuple, commands()), commands())).values()])
 def test_a_command_of_the_documents_runs(words, here, server, tmp_path, monkeypatch, capsys):
-    if "torch" in words or "--device" in words or takes_long(words) or any(
-            word.startswith("shakespeare-") for word in words):
+    if "torch" in words or "--device" in words or any(
+            word.startswith(("shakespeare-", "experiments/")) for word in words):
         pytest.importorskip("torch")
     for name in named_runs(words):
         a_run(tmp_path)
